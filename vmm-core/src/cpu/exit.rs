@@ -1,0 +1,163 @@
+//! Why a guest stopped running, in terms shared by VT-x and AMD-V.
+
+use crate::memory::GuestPhys;
+
+/// How many bytes one port or memory access moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Width {
+    /// One byte.
+    Byte = 1,
+    /// Two bytes.
+    Word = 2,
+    /// Four bytes.
+    Dword = 4,
+    /// Eight bytes; memory only.
+    Qword = 8,
+}
+
+impl Width {
+    /// The width of `bytes` bytes, when it is one.
+    pub const fn from_bytes(bytes: u64) -> Option<Self> {
+        match bytes {
+            1 => Some(Self::Byte),
+            2 => Some(Self::Word),
+            4 => Some(Self::Dword),
+            8 => Some(Self::Qword),
+            _ => None,
+        }
+    }
+
+    /// The width in bytes.
+    pub const fn bytes(self) -> u64 {
+        self as u64
+    }
+
+    /// The width in bits.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::Byte => 8,
+            Self::Word => 16,
+            Self::Dword => 32,
+            Self::Qword => 64,
+        }
+    }
+
+    /// All ones in this width: also what nothing answers to a read.
+    pub const fn mask(self) -> u64 {
+        match self {
+            Self::Byte => 0xff,
+            Self::Word => 0xffff,
+            Self::Dword => 0xffff_ffff,
+            Self::Qword => u64::MAX,
+        }
+    }
+}
+
+/// INS or OUTS: a port access whose other end is memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortString {
+    /// Whether a REP prefix repeats it RCX times.
+    pub repeat: bool,
+    /// Address size in bits: 16, 32 or 64.
+    pub address_bits: u8,
+    /// Which segment OUTS reads from (INS always writes to ES).
+    pub segment: super::SegmentRegister,
+}
+
+/// An IN, OUT, INS or OUTS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortAccess {
+    /// The first port.
+    pub port: u16,
+    /// One, two or four bytes.
+    pub width: Width,
+    /// Whether the guest writes.
+    pub write: bool,
+    /// The memory side of a string instruction.
+    pub string: Option<PortString>,
+}
+
+/// An access to a guest-physical address that no memory backs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryAccess {
+    /// The address.
+    pub address: GuestPhys,
+    /// Whether the guest writes.
+    pub write: bool,
+    /// Whether it was to fetch an instruction.
+    pub fetch: bool,
+}
+
+/// Something to deliver through the guest's interrupt table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An external interrupt with its vector.
+    Interrupt(u8),
+    /// A non-maskable interrupt.
+    Nmi,
+    /// A fault or trap with its vector, and an error code where that vector has one.
+    Exception {
+        /// 0 to 31.
+        vector: u8,
+        /// The error code.
+        error_code: Option<u32>,
+    },
+}
+
+impl Event {
+    /// #UD, invalid opcode.
+    pub const INVALID_OPCODE: Self = Self::Exception { vector: 6, error_code: None };
+    /// #GP(0), general protection.
+    pub const GENERAL_PROTECTION: Self = Self::Exception { vector: 13, error_code: Some(0) };
+    /// #PF with `error_code`; the caller sets CR2.
+    pub const fn page_fault(error_code: u32) -> Self {
+        Self::Exception { vector: 14, error_code: Some(error_code) }
+    }
+}
+
+/// Why the guest stopped. RIP still points at the instruction, except where a variant says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// CPUID.
+    Cpuid,
+    /// RDMSR of the index in ECX.
+    ReadMsr,
+    /// WRMSR of EDX:EAX to the index in ECX.
+    WriteMsr,
+    /// A port instruction.
+    Port(PortAccess),
+    /// An access that needs a device, or that nothing answers.
+    Memory(MemoryAccess),
+    /// HLT.
+    Halt,
+    /// PAUSE, where the CPU counts them.
+    Pause,
+    /// XSETBV of EDX:EAX to the register in ECX.
+    Xsetbv,
+    /// WBINVD or INVD.
+    CacheFlush,
+    /// VMCALL or VMMCALL.
+    Hypercall,
+    /// MONITOR, MWAIT or another instruction the guest's CPUID does not offer: #UD.
+    Undefined,
+    /// The host has an interrupt to serve; the guest did nothing.
+    HostInterrupt,
+    /// The host got a non-maskable interrupt.
+    HostNmi,
+    /// The guest can now take the interrupt a window was requested for.
+    InterruptWindow,
+    /// A fault while delivering a double fault.
+    TripleFault,
+    /// The hardware refused the guest's state or reported what we never asked for; the code is the backend's.
+    Failed(EntryFailure),
+}
+
+/// A failed guest entry or an exit that the backend does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryFailure {
+    /// The hardware's exit or error code.
+    pub code: u64,
+    /// What it means, in the manual's words.
+    pub reason: &'static str,
+}

@@ -1,0 +1,7 @@
+//! Guest-physical memory and the tables that translate it: the only door to a guest's bytes.
+
+mod address;
+mod guest;
+
+pub use address::{GuestPhys, HostPhys};
+pub use guest::{GuestMemory, HeapBlock, HostBlock, LayoutError, OutOfRange, Region};

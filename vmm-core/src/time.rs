@@ -1,0 +1,99 @@
+//! Time as guests and their devices see it.
+
+use core::time::Duration;
+
+/// A moment on the host's monotonic clock, in nanoseconds since the payload calibrated it.
+///
+/// It wraps after 584 years.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instant(u64);
+
+impl Instant {
+    /// The clock's origin.
+    pub const ZERO: Self = Self(0);
+
+    /// The moment `nanoseconds` after the clock's origin.
+    pub const fn from_nanos(nanoseconds: u64) -> Self {
+        Self(nanoseconds)
+    }
+
+    /// Nanoseconds since the clock's origin.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The moment `nanoseconds` later; saturates at the clock's end.
+    #[must_use]
+    pub const fn plus_nanos(self, nanoseconds: u64) -> Self {
+        Self(self.0.saturating_add(nanoseconds))
+    }
+
+    /// Nanoseconds from `earlier` to this moment, zero when `earlier` is later.
+    pub const fn nanos_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// The time from `earlier` to this moment, zero when `earlier` is later.
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.nanos_since(earlier))
+    }
+}
+
+/// How a guest's time-stamp counter runs: its frequency and the moment it stood at zero.
+#[derive(Clone, Copy, Debug)]
+pub struct TscClock {
+    khz: u64,
+    zero: Instant,
+}
+
+impl TscClock {
+    /// A counter of `khz` kilohertz that stood at zero at `zero`. A frequency of zero is taken as 1 kHz.
+    pub const fn new(khz: u64, zero: Instant) -> Self {
+        Self { khz: if khz == 0 { 1 } else { khz }, zero }
+    }
+
+    /// The counter's frequency in kHz; never zero.
+    pub const fn khz(&self) -> u64 {
+        self.khz
+    }
+
+    /// What the counter reads at `now`; zero before its start.
+    #[expect(clippy::cast_possible_truncation, reason = "wraps as the 64-bit counter does")]
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "a product of two u64 fits u128; the divisor is a constant"
+    )]
+    pub const fn ticks_at(&self, now: Instant) -> u64 {
+        (now.nanos_since(self.zero) as u128 * self.khz as u128 / 1_000_000) as u64
+    }
+
+    /// The first moment at which the counter reads at least `ticks`; saturates at the clock's end.
+    #[expect(clippy::arithmetic_side_effects, reason = "u64 products fit u128, and `khz` is not zero")]
+    pub const fn instant_of(&self, ticks: u64) -> Instant {
+        let nanos = (ticks as u128 * 1_000_000).div_ceil(self.khz as u128);
+        self.zero.plus_nanos(if nanos > u64::MAX as u128 { u64::MAX } else { nanos as u64 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_and_instants_agree() {
+        let clock = TscClock::new(2_400_000, Instant::from_nanos(1_000));
+        assert_eq!(clock.ticks_at(Instant::from_nanos(500)), 0);
+        assert_eq!(clock.ticks_at(Instant::from_nanos(2_000)), 2_400);
+        for ticks in [1, 7, 2_400, 123_456_789_012] {
+            assert!(clock.ticks_at(clock.instant_of(ticks)) >= ticks);
+            let before = Instant::from_nanos(clock.instant_of(ticks).as_nanos() - 1);
+            assert!(clock.ticks_at(before) < ticks);
+        }
+    }
+
+    #[test]
+    fn the_far_future_saturates() {
+        let clock = TscClock::new(1, Instant::ZERO);
+        assert_eq!(clock.instant_of(u64::MAX), Instant::from_nanos(u64::MAX));
+    }
+}
