@@ -27,6 +27,7 @@
 
 extern crate alloc;
 
+pub mod chipset;
 pub mod cpu;
 pub mod memory;
 pub mod time;
