@@ -145,6 +145,8 @@ pub enum Exit {
     HostInterrupt,
     /// The host got a non-maskable interrupt.
     HostNmi,
+    /// The machine reported a machine check while the guest ran.
+    HostMachineCheck,
     /// The guest can now take the interrupt a window was requested for.
     InterruptWindow,
     /// A fault while delivering a double fault.

@@ -1,14 +1,26 @@
 //! One virtual CPU, whatever runs it.
 //!
 //! A backend enters the guest, decodes what the hardware says on the way out into one [`Exit`], and gives the
-//! rest of the monitor the guest's registers. It holds no device code and knows no policy.
+//! rest of the monitor the guest's registers. It holds no device code and knows no policy. What a backend
+//! offers is [`VirtualCpu`]; which one this machine has is found once a core, by [`Core::enable`].
+// Unsafe because this is where virtual CPUs meet real ones: privileged instructions and structures that the
+// hardware reads.
+#![allow(unsafe_code)]
 
+mod context;
 mod exit;
 mod state;
+mod svm;
 
+use crate::memory::{Format, NestedTables};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::fmt;
+
+pub use context::{HostFeatures, xcr0};
 pub use exit::{EntryFailure, Event, Exit, MemoryAccess, PortAccess, PortString, Width};
 pub use state::{
-    ControlRegisters, CpuState, DescriptorTable, Gpr, Registers, Segment, SegmentRegister, rflags,
+    ControlRegisters, CpuState, DescriptorTable, Gpr, Registers, Segment, SegmentRegister, SystemMsr, rflags,
 };
 
 /// What instruction emulation and page-table walks need of a CPU: its registers, to read and write.
@@ -21,8 +33,121 @@ pub trait CpuView {
     fn segment(&self, register: SegmentRegister) -> Segment;
     /// CR0, CR2, CR3, CR4 and EFER as the guest sees them.
     fn control(&self) -> ControlRegisters;
+    /// Sets CR2, the address of a page fault about to be injected.
+    fn set_cr2(&mut self, address: u64);
     /// The current privilege level, 0 to 3.
     fn privilege_level(&self) -> u8 {
         self.segment(SegmentRegister::Ss).privilege_level()
+    }
+}
+
+/// A virtual CPU on its backend.
+///
+/// It runs only between [`attach`](Self::attach) and [`detach`](Self::detach), on the core it was attached
+/// to: while attached, its FPU, vector and debug registers live in that core's hardware.
+pub trait VirtualCpu: CpuView + Send {
+    /// Sets everything a boot protocol decides, and all else to its value after INIT.
+    fn load(&mut self, state: &CpuState);
+    /// Brings this CPU's registers into the hardware of `core`, the one this code runs on.
+    fn attach(&mut self, core: &mut Core);
+    /// Takes this CPU's registers out of the hardware again.
+    fn detach(&mut self);
+    /// Enters the guest and runs it until it needs something.
+    fn run(&mut self) -> Exit;
+    /// Where the instruction that caused the last exit ends, when the hardware says so.
+    fn next_rip(&self) -> Option<u64>;
+    /// Ends an instruction done in software: goes on at `next_rip`, and with it end the shadow of STI and
+    /// MOV SS and the effect of RF.
+    fn complete_instruction(&mut self, next_rip: u64);
+    /// Delivers `event` at the next entry; replaces one not yet delivered.
+    fn inject(&mut self, event: Event);
+    /// Whether an event already waits for the next entry, or was cut short by the last exit.
+    fn injection_pending(&self) -> bool;
+    /// Whether an external interrupt injected now would be taken at once.
+    fn accepts_interrupt(&self) -> bool;
+    /// Whether a non-maskable interrupt injected now would be taken at once.
+    fn accepts_nmi(&self) -> bool;
+    /// Asks for [`Exit::InterruptWindow`] as soon as an interrupt of this priority class (vector >> 4) can be
+    /// taken, or takes the request back.
+    fn request_interrupt_window(&mut self, priority_class: Option<u8>);
+    /// The task priority as last set by the guest through CR8 or by us, 0 to 15.
+    fn task_priority_class(&self) -> u8;
+    /// Sets what the guest reads from CR8, 0 to 15.
+    fn set_task_priority_class(&mut self, class: u8);
+    /// A model-specific register that is part of the CPU's own state.
+    fn system_msr(&self, msr: SystemMsr) -> u64;
+    /// Sets such a register; the value has been checked.
+    fn set_system_msr(&mut self, msr: SystemMsr, value: u64);
+    /// The guest's XCR0.
+    fn xcr0(&self) -> u64;
+    /// Sets XCR0; the value has been checked.
+    fn set_xcr0(&mut self, value: u64);
+    /// What is added to the host's time-stamp counter for this guest.
+    fn set_tsc_offset(&mut self, offset: u64);
+}
+
+/// Why a core cannot run guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    /// CPUID shows neither VT-x nor AMD-V.
+    NoVirtualization,
+    /// AMD-V is there, but VM_CR.SVMDIS is set, and locked or not (APM 15.30.1).
+    DisabledByFirmware,
+    /// There is AMD-V without nested paging.
+    NoNestedPaging,
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoVirtualization => "this CPU has neither VT-x nor AMD-V, so no guest can run",
+            Self::DisabledByFirmware => {
+                "AMD-V is switched off by firmware (VM_CR.SVMDIS), so no guest can run"
+            }
+            Self::NoNestedPaging => "this CPU's AMD-V has no nested paging, so no guest can run",
+        })
+    }
+}
+
+/// One physical core that can run guests.
+pub struct Core {
+    svm: svm::Core,
+}
+
+impl Core {
+    /// Switches virtualization on, on the core this runs on.
+    ///
+    /// # Safety
+    ///
+    /// The caller runs at ring 0 on an identity-mapped core whose interrupt table and TSS are loaded and stay
+    /// where they are, and calls this once a core.
+    pub unsafe fn enable() -> Result<Self, Unsupported> {
+        let features = HostFeatures::detect();
+        if !features.svm {
+            return Err(Unsupported::NoVirtualization);
+        }
+        // SAFETY: passed on to the caller.
+        Ok(Self { svm: unsafe { svm::Core::enable(features)? } })
+    }
+
+    /// What the CPU offers, as far as backends and guests care.
+    pub fn features(&self) -> &HostFeatures {
+        self.svm.features()
+    }
+
+    /// The format of nested page tables here.
+    pub fn nested_format(&self) -> Format {
+        Format::Npt
+    }
+
+    /// A new virtual CPU in its reset state, translating through `tables`.
+    pub fn new_virtual_cpu(&self, tables: Arc<NestedTables>) -> Box<dyn VirtualCpu> {
+        Box::new(svm::Vcpu::new(&self.svm, tables))
+    }
+}
+
+impl fmt::Display for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.svm.fmt(f)
     }
 }

@@ -297,3 +297,69 @@ impl CpuState {
         state
     }
 }
+
+/// Model-specific registers that belong to a CPU's own state and that backends keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+#[expect(missing_docs, reason = "the names are the registers'")]
+pub enum SystemMsr {
+    SysenterCs = 0x174,
+    SysenterEsp = 0x175,
+    SysenterEip = 0x176,
+    Pat = 0x277,
+    Efer = 0xc000_0080,
+    Star = 0xc000_0081,
+    Lstar = 0xc000_0082,
+    Cstar = 0xc000_0083,
+    Sfmask = 0xc000_0084,
+    FsBase = 0xc000_0100,
+    GsBase = 0xc000_0101,
+    KernelGsBase = 0xc000_0102,
+    TscAux = 0xc000_0103,
+    SpecCtrl = 0x48,
+}
+
+impl SystemMsr {
+    /// The register at this index, when it is one of these.
+    pub const fn from_index(index: u32) -> Option<Self> {
+        Some(match index {
+            0x48 => Self::SpecCtrl,
+            0x174 => Self::SysenterCs,
+            0x175 => Self::SysenterEsp,
+            0x176 => Self::SysenterEip,
+            0x277 => Self::Pat,
+            0xc000_0080 => Self::Efer,
+            0xc000_0081 => Self::Star,
+            0xc000_0082 => Self::Lstar,
+            0xc000_0083 => Self::Cstar,
+            0xc000_0084 => Self::Sfmask,
+            0xc000_0100 => Self::FsBase,
+            0xc000_0101 => Self::GsBase,
+            0xc000_0102 => Self::KernelGsBase,
+            0xc000_0103 => Self::TscAux,
+            _ => return None,
+        })
+    }
+
+    /// The register's index.
+    pub const fn index(self) -> u32 {
+        self as u32
+    }
+
+    /// Whether a WRMSR of `value` from long mode raises #GP for a base that is not canonical.
+    pub const fn holds_linear_address(self) -> bool {
+        matches!(
+            self,
+            Self::SysenterEsp
+                | Self::SysenterEip
+                | Self::Lstar
+                | Self::Cstar
+                | Self::FsBase
+                | Self::GsBase
+                | Self::KernelGsBase
+        )
+    }
+}
+
+/// IA32_PAT after reset (SDM 12.12.4).
+pub const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;

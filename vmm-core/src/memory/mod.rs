@@ -2,6 +2,8 @@
 
 mod address;
 mod guest;
+mod nested;
 
 pub use address::{GuestPhys, HostPhys};
 pub use guest::{GuestMemory, HeapBlock, HostBlock, LayoutError, OutOfRange, Region};
+pub use nested::{Format, NestedTables, TooHigh};

@@ -1,0 +1,216 @@
+//! A physical core with AMD-V switched on.
+
+use super::permissions::PermissionMaps;
+use super::vmcb::Vmcb;
+use crate::cpu::Unsupported;
+use crate::cpu::context::{self, HostFeatures};
+use crate::memory::HostPhys;
+use ::core::arch::asm;
+use ::core::arch::x86_64::__cpuid;
+use ::core::fmt;
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
+
+const VM_CR: u32 = 0xc001_0114;
+const VM_CR_SVMDIS: u64 = 1 << 4;
+const VM_HSAVE_PA: u32 = 0xc001_0117;
+
+/// CPUID 8000_000A, EDX: what this AMD-V can do.
+mod feature {
+    pub const NESTED_PAGING: u32 = 1 << 0;
+    pub const NEXT_RIP_SAVE: u32 = 1 << 3;
+    pub const FLUSH_BY_ASID: u32 = 1 << 6;
+    pub const PAUSE_FILTER: u32 = 1 << 10;
+    pub const PAUSE_FILTER_THRESHOLD: u32 = 1 << 12;
+    pub const VIRTUAL_SPEC_CTRL: u32 = 1 << 20;
+}
+
+/// What this core's AMD-V can do beyond what we ask of every one.
+#[derive(Clone, Copy)]
+pub struct SvmFeatures {
+    bits: u32,
+}
+
+impl SvmFeatures {
+    /// The exit tells where the intercepted instruction ends.
+    pub fn next_rip_save(self) -> bool {
+        self.bits & feature::NEXT_RIP_SAVE != 0
+    }
+    /// One guest's translations can be flushed alone.
+    pub fn flush_by_asid(self) -> bool {
+        self.bits & feature::FLUSH_BY_ASID != 0
+    }
+    /// Loops of PAUSE are counted.
+    pub fn pause_filter(self) -> bool {
+        self.bits & feature::PAUSE_FILTER != 0
+    }
+    /// PAUSEs far apart are not counted together.
+    pub fn pause_filter_threshold(self) -> bool {
+        self.bits & feature::PAUSE_FILTER_THRESHOLD != 0
+    }
+    /// VMRUN switches SPEC_CTRL.
+    pub fn virtual_spec_ctrl(self) -> bool {
+        self.bits & feature::VIRTUAL_SPEC_CTRL != 0
+    }
+}
+
+/// A core whose EFER.SVME is set, with what it shares between its virtual CPUs.
+pub struct Core {
+    features: HostFeatures,
+    svm: SvmFeatures,
+    permissions: Arc<PermissionMaps>,
+    /// VMSAVE's and VMRUN's places for the host's own state.
+    host: Box<Vmcb>,
+    save_area: Box<Vmcb>,
+    asids: Asids,
+    last_attached: u64,
+}
+
+impl Core {
+    /// See [`crate::cpu::Core::enable`].
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    pub unsafe fn enable(features: HostFeatures) -> Result<Self, Unsupported> {
+        let leaf = __cpuid(0x8000_000a);
+        // SAFETY: the register exists where CPUID shows SVM.
+        if unsafe { Msr::new(VM_CR).read() } & VM_CR_SVMDIS != 0 {
+            return Err(Unsupported::DisabledByFirmware);
+        }
+        if leaf.edx & feature::NESTED_PAGING == 0 {
+            return Err(Unsupported::NoNestedPaging);
+        }
+        let core = Self {
+            features,
+            svm: SvmFeatures { bits: leaf.edx },
+            permissions: Arc::from(PermissionMaps::new(&features)),
+            host: Vmcb::zeroed(),
+            save_area: Vmcb::zeroed(),
+            asids: Asids { next: 1, count: leaf.ebx.max(2), generation: 1 },
+            last_attached: 0,
+        };
+        // SAFETY: SVM is there and not disabled; the save area is a page of ours that lives as long as
+        // guests run here, and no guest is attached yet.
+        unsafe {
+            context::enable_on_this_core(&features);
+            Efer::update(|efer| efer.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE));
+            Msr::new(VM_HSAVE_PA).write(address_of(&core.save_area).get());
+        }
+        Ok(core)
+    }
+
+    /// What the CPU offers.
+    pub fn features(&self) -> &HostFeatures {
+        &self.features
+    }
+
+    /// What its AMD-V offers.
+    pub fn svm_features(&self) -> SvmFeatures {
+        self.svm
+    }
+
+    /// The permission maps every guest of this core runs under.
+    pub fn permissions(&self) -> Arc<PermissionMaps> {
+        Arc::clone(&self.permissions)
+    }
+
+    /// Stores what VMRUN does not save of the host's state, and says where.
+    pub fn save_host_state(&mut self) -> HostPhys {
+        let host = address_of(&self.host);
+        // SAFETY: a page of ours; a `Core` exists only where EFER.SVME is set.
+        unsafe { asm!("vmsave rax", in("rax") host.get(), options(nostack, preserves_flags)) }
+        host
+    }
+
+    /// An address-space identifier that is this virtual CPU's alone until `generation` ends.
+    pub fn asid(&mut self, held: Asid) -> (Asid, bool) {
+        self.asids.assign(held)
+    }
+
+    /// Notes which virtual CPU comes in; true when another ran here before.
+    pub fn note_attached(&mut self, identity: u64) -> bool {
+        let changed = self.last_attached != identity;
+        self.last_attached = identity;
+        changed
+    }
+}
+
+impl fmt::Display for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AMD-V: nested paging, {} ASIDs", self.asids.count)?;
+        for (there, name) in [
+            (self.svm.next_rip_save(), "next-RIP save"),
+            (self.svm.flush_by_asid(), "flush by ASID"),
+            (self.svm.pause_filter(), "pause filter"),
+            (self.svm.virtual_spec_ctrl(), "virtual SPEC_CTRL"),
+            (self.features.ibpb, "IBPB"),
+            (self.features.gigabyte_pages, "1 GiB pages"),
+        ] {
+            if there {
+                write!(f, ", {name}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The physical address of a block: the monitor runs identity-mapped.
+pub fn address_of(block: &Vmcb) -> HostPhys {
+    HostPhys::new(::core::ptr::from_ref(block).expose_provenance() as u64)
+}
+
+/// An address-space identifier and the generation it was given in.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Asid {
+    /// 1 and up; 0 is the host's and stands for none.
+    pub number: u32,
+    generation: u64,
+}
+
+/// One core's identifiers: given out in turn; when they run out, all translations go and a new generation
+/// begins.
+struct Asids {
+    next: u32,
+    count: u32,
+    generation: u64,
+}
+
+impl Asids {
+    /// The identifier to use now, and whether everything must be flushed first.
+    fn assign(&mut self, held: Asid) -> (Asid, bool) {
+        if held.number != 0 && held.generation == self.generation {
+            return (held, false);
+        }
+        let exhausted = self.next >= self.count;
+        if exhausted {
+            self.generation = self.generation.wrapping_add(1);
+            self.next = 1;
+        }
+        let number = self.next;
+        self.next = self.next.saturating_add(1);
+        // The very first generation starts on whatever firmware left behind.
+        (Asid { number, generation: self.generation }, exhausted || number == 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_are_unique_within_a_generation() {
+        let mut asids = Asids { next: 1, count: 3, generation: 1 };
+        let (one, flush) = asids.assign(Asid::default());
+        assert!(flush);
+        let (two, flush) = asids.assign(Asid::default());
+        assert!(!flush && one.number != two.number);
+        assert_eq!(asids.assign(one), (one, false), "what is held stays");
+        let (three, flush) = asids.assign(Asid::default());
+        assert!(flush, "the identifiers ran out");
+        assert_eq!(three.number, 1);
+        let (again, _) = asids.assign(one);
+        assert_ne!(again, one, "an old generation's identifier is not used again");
+    }
+}
