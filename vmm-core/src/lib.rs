@@ -29,5 +29,6 @@ extern crate alloc;
 
 pub mod chipset;
 pub mod cpu;
+pub mod emulate;
 pub mod memory;
 pub mod time;

@@ -108,6 +108,8 @@ pub enum Event {
 impl Event {
     /// #UD, invalid opcode.
     pub const INVALID_OPCODE: Self = Self::Exception { vector: 6, error_code: None };
+    /// #SS(0), stack fault.
+    pub const STACK_FAULT: Self = Self::Exception { vector: 12, error_code: Some(0) };
     /// #GP(0), general protection.
     pub const GENERAL_PROTECTION: Self = Self::Exception { vector: 13, error_code: Some(0) };
     /// #PF with `error_code`; the caller sets CR2.

@@ -12,7 +12,7 @@ mod exit;
 mod state;
 mod svm;
 
-use crate::memory::{Format, NestedTables};
+use crate::memory::{Format, NestedTables, Paging};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
@@ -20,7 +20,8 @@ use core::fmt;
 pub use context::{HostFeatures, xcr0};
 pub use exit::{EntryFailure, Event, Exit, MemoryAccess, PortAccess, PortString, Width};
 pub use state::{
-    ControlRegisters, CpuState, DescriptorTable, Gpr, Registers, Segment, SegmentRegister, SystemMsr, rflags,
+    CodeSize, ControlRegisters, CpuState, DescriptorTable, Gpr, Registers, Segment, SegmentRegister,
+    SystemMsr, rflags,
 };
 
 /// What instruction emulation and page-table walks need of a CPU: its registers, to read and write.
@@ -38,6 +39,29 @@ pub trait CpuView {
     /// The current privilege level, 0 to 3.
     fn privilege_level(&self) -> u8 {
         self.segment(SegmentRegister::Ss).privilege_level()
+    }
+    /// The guest's MAXPHYADDR, 32 to 52. On more bits the hardware's own walk has already faulted.
+    fn physical_bits(&self) -> u8 {
+        52
+    }
+    /// The default size of operands and addresses in the code being run.
+    #[inline]
+    fn code_size(&self) -> CodeSize {
+        let code = self.segment(SegmentRegister::Cs);
+        let control = self.control();
+        if control.efer & ControlRegisters::EFER_LMA != 0 && code.long() {
+            CodeSize::Bits64
+        } else if code.default_big() {
+            CodeSize::Bits32
+        } else {
+            CodeSize::Bits16
+        }
+    }
+    /// What decides how the CPU translates linear addresses.
+    #[inline]
+    fn paging(&self) -> Paging {
+        let ControlRegisters { cr0, cr3, cr4, efer, .. } = self.control();
+        Paging { cr0, cr3, cr4, efer, physical_bits: self.physical_bits() }
     }
 }
 

@@ -26,6 +26,8 @@ pub mod rflags {
     pub const RF: u64 = 1 << 16;
     /// Virtual-8086 mode.
     pub const VM: u64 = 1 << 17;
+    /// Alignment check; for the supervisor: user pages may be touched although CR4.SMAP is set.
+    pub const AC: u64 = 1 << 18;
 }
 
 /// A general register by its number in instruction encodings.
@@ -190,6 +192,15 @@ impl Segment {
     pub const fn reset_ldt() -> Self {
         Self { selector: 0, attributes: 0x82, limit: 0xffff, base: 0 }
     }
+}
+
+/// The default operand and address size of a code segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the sizes")]
+pub enum CodeSize {
+    Bits16,
+    Bits32,
+    Bits64,
 }
 
 /// GDTR or IDTR.

@@ -17,7 +17,7 @@ use core::ptr::NonNull;
 ///
 /// From construction to drop, the `len()` bytes at `host()` are readable and writable at the virtual address
 /// equal to `host()` (the monitor runs identity-mapped), belong to this value alone, and no Rust reference
-/// to them exists.
+/// to them exists. `host()` and `len()` always answer the same.
 pub unsafe trait HostBlock: Send + Sync {
     /// Where the block starts.
     fn host(&self) -> HostPhys;
@@ -71,13 +71,16 @@ unsafe impl HostBlock for HeapBlock {
 /// One contiguous range of guest-physical addresses backed by one host block.
 pub struct Region {
     base: GuestPhys,
-    block: Box<dyn HostBlock>,
+    // What the block says of itself, asked once: these are read at every access.
+    host: HostPhys,
+    len: u64,
+    _block: Box<dyn HostBlock>,
 }
 
 impl Region {
     /// The block `block` seen by the guest from `base` on.
     pub fn new(base: GuestPhys, block: Box<dyn HostBlock>) -> Self {
-        Self { base, block }
+        Self { base, host: block.host(), len: block.len(), _block: block }
     }
     /// The region's first guest-physical address.
     pub fn base(&self) -> GuestPhys {
@@ -85,15 +88,15 @@ impl Region {
     }
     /// Its length in bytes.
     pub fn len(&self) -> u64 {
-        self.block.len()
+        self.len
     }
     /// Whether the region holds no byte.
     pub fn is_empty(&self) -> bool {
-        self.block.is_empty()
+        self.len == 0
     }
     /// Where its first byte lies on the host.
     pub fn host(&self) -> HostPhys {
-        self.block.host()
+        self.host
     }
 }
 
@@ -140,9 +143,28 @@ pub struct GuestMemory {
     regions: Vec<Region>,
 }
 
+macro_rules! compare_exchange {
+    ($name:ident, $int:ty, $instruction:literal, $accumulator:tt) => {
+        #[doc = concat!("Atomically replaces the little-endian `", stringify!($int), "` at `at` by `new` if it is `current`;")]
+        /// says whether it was.
+        pub fn $name(&self, at: GuestPhys, current: $int, new: $int) -> Result<bool, OutOfRange> {
+            let len = size_of::<$int>() as u64;
+            let pointer = self.pointer(at, len).ok_or(OutOfRange { address: at, len })?;
+            let replaced: u8;
+            // SAFETY: `pointer` checked that the bytes are this guest's memory, to which no reference exists.
+            unsafe {
+                asm!($instruction, "sete {replaced}", pointer = in(reg) pointer, new = in(reg) new,
+                    replaced = out(reg_byte) replaced, inout($accumulator) current => _, options(nostack));
+            }
+            Ok(replaced != 0)
+        }
+    };
+}
+
 macro_rules! single_access {
     ($read:ident, $write:ident, $int:ty) => {
         #[doc = concat!("Reads a little-endian `", stringify!($int), "` in one access where it does not cross a region.")]
+        #[inline]
         pub fn $read(&self, at: GuestPhys) -> Result<$int, OutOfRange> {
             match self.pointer(at, size_of::<$int>() as u64) {
                 // SAFETY: `pointer` checked that the bytes are this guest's; volatile, since the guest may
@@ -157,6 +179,7 @@ macro_rules! single_access {
         }
 
         #[doc = concat!("Writes a little-endian `", stringify!($int), "` in one access where it does not cross a region.")]
+        #[inline]
         pub fn $write(&self, at: GuestPhys, value: $int) -> Result<(), OutOfRange> {
             match self.pointer(at, size_of::<$int>() as u64) {
                 // SAFETY: as for the read; nothing of ours refers to guest memory.
@@ -192,6 +215,7 @@ impl GuestMemory {
     }
 
     /// Where `len` bytes from `at` lie on the host, when they lie in one region.
+    #[inline]
     pub fn host_address(&self, at: GuestPhys, len: u64) -> Option<HostPhys> {
         self.regions.iter().find_map(|region| {
             let offset = at.offset_from(region.base)?;
@@ -244,6 +268,8 @@ impl GuestMemory {
     single_access!(read_u16, write_u16, u16);
     single_access!(read_u32, write_u32, u32);
     single_access!(read_u64, write_u64, u64);
+    compare_exchange!(compare_exchange_u32, u32, "lock cmpxchg dword ptr [{pointer}], {new:e}", "eax");
+    compare_exchange!(compare_exchange_u64, u64, "lock cmpxchg qword ptr [{pointer}], {new}", "rax");
 
     /// Whether all of `len` bytes from `at` are memory, across adjacent regions.
     fn check(&self, at: GuestPhys, len: u64) -> Result<(), OutOfRange> {
@@ -338,6 +364,18 @@ mod tests {
         }
         memory.fill(GuestPhys::new(0x10), 3, 0xaa).unwrap();
         assert_eq!(memory.read_u32(GuestPhys::new(0x10)).unwrap() & 0xff_ffff, 0xaa_aaaa);
+    }
+
+    #[test]
+    fn an_exchange_happens_only_on_the_expected_value() {
+        let memory = memory(&[(0, 0x1000)]);
+        memory.write_u64(GuestPhys::new(8), 7 << 32 | 5).unwrap();
+        assert_eq!(memory.compare_exchange_u64(GuestPhys::new(8), 5, 9), Ok(false));
+        assert_eq!(memory.compare_exchange_u64(GuestPhys::new(8), 7 << 32 | 5, 9 << 32 | 6), Ok(true));
+        assert_eq!(memory.compare_exchange_u32(GuestPhys::new(8), 6, 8), Ok(true));
+        assert_eq!(memory.compare_exchange_u32(GuestPhys::new(8), 6, 1), Ok(false));
+        assert_eq!(memory.read_u64(GuestPhys::new(8)), Ok(9 << 32 | 8));
+        assert!(memory.compare_exchange_u64(GuestPhys::new(0xff9), 0, 1).is_err());
     }
 
     #[test]

@@ -3,7 +3,9 @@
 mod address;
 mod guest;
 mod nested;
+mod walk;
 
 pub use address::{GuestPhys, HostPhys};
 pub use guest::{GuestMemory, HeapBlock, HostBlock, LayoutError, OutOfRange, Region};
 pub use nested::{Format, NestedTables, TooHigh};
+pub use walk::{Access, AccessKind, Marking, PageFault, Paging, Translation, translate};
