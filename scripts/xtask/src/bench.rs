@@ -1,0 +1,156 @@
+//! `scripts/bench`: the same kernel and initramfs on bare QEMU and under Peerboot, both counting instructions.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use regex::Regex;
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::guests;
+use crate::machine::{Firmware, Machine, Spec};
+use crate::packages;
+use crate::progress::say;
+use crate::project::Project;
+use crate::run;
+
+/// The example guest's line about userspace; the number is its time-stamp counter.
+const USERSPACE: &str = r"userspace reached at TSC (\d+)";
+
+/// Wall time that a boot may take while instructions are counted.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The options of `scripts/bench`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Write the figures as JSON to this file
+    #[arg(long, value_name = "FILE", default_value = "build/bench/figures.json")]
+    json: PathBuf,
+    /// Memory of both machines
+    #[arg(long, default_value = "2G", value_name = "SIZE")]
+    memory: String,
+}
+
+/// A milestone of a boot: its name and nanoseconds of virtual time since reset.
+type Milestone = (&'static str, u64);
+
+/// Measures, prints a table and writes the JSON.
+///
+/// # Errors
+/// Set-up fails, or one of the machines does not reach userspace.
+pub fn bench(project: &Project, options: &Options) -> Result<()> {
+    packages::require(&[packages::QEMU])?;
+    let bare = Firmware::Bare {
+        kernel: guests::cloud_kernel(project)?,
+        initramfs: Some(guests::initramfs(project)?),
+        bootargs: "console=ttyS0".to_owned(),
+    };
+    let rom = run::example_rom(project, "qemu-q35")?;
+    say("booting the kernel on bare QEMU");
+    let bare = boot(bare, options)?;
+    say("booting the kernel under Peerboot");
+    let peerboot = boot(Firmware::Rom(rom), options)?;
+
+    let bare = vec![("userspace", userspace(&bare)?)];
+    let peerboot = timeline(&peerboot)?;
+    print_table(&bare, &peerboot);
+    write_json(project, options, &bare, &peerboot)
+}
+
+/// Boots until userspace and gives all that the serial console said.
+fn boot(firmware: Firmware, options: &Options) -> Result<String> {
+    let spec = Spec { smp: 1, memory: options.memory.clone(), icount: true, ..Spec::new(firmware) };
+    let mut machine = Machine::spawn(&spec)?;
+    machine.expect(USERSPACE, PATIENCE)?;
+    Ok(machine.transcript())
+}
+
+/// The guest's time-stamp counter at userspace. Counting instructions, QEMU's runs at 1 GHz from reset.
+fn userspace(transcript: &str) -> Result<u64> {
+    number(transcript, USERSPACE)
+}
+
+/// The payload's own timeline, and the guest's first line from userspace after it.
+fn timeline(transcript: &str) -> Result<Vec<Milestone>> {
+    let entry = number(transcript, r"timeline: +(\d+) ns +payload entry")?;
+    let devices = number(transcript, r"timeline: +(\d+) ns +devices")?;
+    let images = number(transcript, r"timeline: +(\d+) ns +images loaded")?;
+    let first = number(transcript, r"timeline: +(\d+) ns +first guest instruction")?;
+    // The guest's counter starts at its first instruction.
+    let userspace = first + userspace(transcript)?;
+    Ok(vec![
+        ("payload entry", entry),
+        ("devices", devices),
+        ("images loaded", images),
+        ("first guest instruction", first),
+        ("userspace", userspace),
+    ])
+}
+
+fn number(transcript: &str, pattern: &str) -> Result<u64> {
+    let regex = Regex::new(pattern).map_err(|e| Error::failed(e.to_string()))?;
+    regex
+        .captures(transcript)
+        .and_then(|found| found.get(1)?.as_str().parse().ok())
+        .ok_or_else(|| Error::failed(format!("the console shows no line like {pattern:?}:\n{transcript}")))
+}
+
+fn print_table(bare: &[Milestone], peerboot: &[Milestone]) {
+    println!("{:<32} {:>14} {:>14} {:>8}", "virtual ms since reset", "bare QEMU", "Peerboot", "ratio");
+    for (name, ours) in peerboot {
+        let theirs = bare.iter().find(|(n, _)| n == name).map(|(_, time)| *time);
+        let bare = theirs.map_or_else(String::new, millis);
+        let ratio = theirs.map_or_else(String::new, |time| format!("{:.2}", ratio(*ours, time)));
+        println!("{name:<32} {bare:>14} {:>14} {ratio:>8}", millis(*ours));
+    }
+}
+
+fn write_json(
+    project: &Project,
+    options: &Options,
+    bare: &[Milestone],
+    peerboot: &[Milestone],
+) -> Result<()> {
+    let object = |milestones: &[Milestone]| -> Value {
+        milestones.iter().map(|(name, time)| ((*name).to_owned(), json!(time))).collect::<Map<_, _>>().into()
+    };
+    let figures = json!({
+        "unit": "nanoseconds of virtual time since reset, one an instruction",
+        "bare": object(bare),
+        "peerboot": object(peerboot),
+    });
+    let file = project.root().join(&options.json);
+    if let Some(dir) = file.parent() {
+        fs::create_dir_all(dir).map_err(|e| Error::file("make", dir, &e))?;
+    }
+    fs::write(&file, format!("{figures:#}\n")).map_err(|e| Error::file("write", &file, &e))?;
+    say(&format!("the figures are in {}", file.display()));
+    Ok(())
+}
+
+fn millis(nanoseconds: u64) -> String {
+    format!("{}.{:03}", nanoseconds / 1_000_000, nanoseconds / 1000 % 1000)
+}
+
+#[allow(clippy::cast_precision_loss)] // Virtual boot times are far below 2^53 ns.
+fn ratio(ours: u64, theirs: u64) -> f64 {
+    ours as f64 / theirs as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_timeline_is_read_from_the_console() {
+        let console = "timeline:    1200 ns payload entry\ntimeline: 5000 ns devices\n\
+            timeline: 6000 ns images loaded\ntimeline: 7000 ns first guest instruction\n\
+            Peerboot example guest: userspace reached at TSC 900\n";
+        let milestones = timeline(console).expect("a timeline");
+        assert_eq!(milestones.first(), Some(&("payload entry", 1200)));
+        assert_eq!(milestones.last(), Some(&("userspace", 7900)));
+        assert!(timeline("nothing").is_err());
+    }
+}

@@ -1,0 +1,111 @@
+//! The example guests: Debian's kernels, memtest86+ and an initramfs with busybox, made under build/guests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::command;
+use crate::cpio::Archive;
+use crate::error::{Error, Result};
+use crate::packages;
+use crate::project::Project;
+
+/// Debian's kernel for virtual machines, a bzImage.
+///
+/// # Errors
+/// The package cannot be downloaded.
+pub fn cloud_kernel(project: &Project) -> Result<PathBuf> {
+    kernel(project, "linux-image-cloud-amd64")
+}
+
+/// Debian's kernel for every machine, a bzImage.
+///
+/// # Errors
+/// The package cannot be downloaded.
+pub fn full_kernel(project: &Project) -> Result<PathBuf> {
+    kernel(project, "linux-image-amd64")
+}
+
+/// memtest86+ for the Linux boot protocol.
+///
+/// # Errors
+/// The package cannot be downloaded.
+pub fn memtest(project: &Project) -> Result<PathBuf> {
+    let tree = packages::unpack("memtest86+", false, &project.build("guests/memtest86+")?)?;
+    Ok(tree.join("boot/memtest86+x64.bin"))
+}
+
+/// The initramfs of the example guests: busybox with init, a shell on the console, and a line that says when
+/// userspace was reached. Compressed with LZ4, which a kernel unpacks fastest.
+///
+/// # Errors
+/// busybox cannot be downloaded, or a tool fails.
+pub fn initramfs(project: &Project) -> Result<PathBuf> {
+    let busybox =
+        packages::unpack("busybox-static", false, &project.build("guests/busybox")?)?.join("bin/busybox");
+    let recipe = project.path("scripts/xtask/initramfs");
+    let dir = project.build("guests/initramfs")?;
+    let packed = dir.join("initramfs.lz4");
+
+    let mut inputs: Vec<PathBuf> = ["inittab", "rc", "tsc.s"].iter().map(|name| recipe.join(name)).collect();
+    inputs.push(busybox.clone());
+    inputs.extend(std::env::current_exe());
+    if is_newer(&packed, &inputs) {
+        return Ok(packed);
+    }
+
+    let plain = dir.join("initramfs.cpio");
+    let archive = tree(&busybox, &recipe, &tsc(&recipe, &dir)?)?;
+    fs::write(&plain, archive).map_err(|e| Error::file("write", &plain, &e))?;
+    // The legacy frame is the one that Linux's early unpacker knows.
+    command::output(command::command("lz4").args(["-l", "-9", "-f", "-q"]).arg(&plain).arg(&packed))?;
+    Ok(packed)
+}
+
+fn kernel(project: &Project, package: &str) -> Result<PathBuf> {
+    let tree = packages::unpack(package, true, &project.build(&format!("guests/{package}"))?)?;
+    let boot = tree.join("boot");
+    fs::read_dir(&boot)
+        .map_err(|e| Error::file("list", &boot, &e))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+        .ok_or_else(|| Error::setup(format!("Debian's {package} holds no kernel.")))
+}
+
+/// Assembles and links the program that prints the time-stamp counter.
+fn tsc(recipe: &Path, dir: &Path) -> Result<PathBuf> {
+    let (object, program) = (dir.join("tsc.o"), dir.join("tsc"));
+    command::output(command::command("as").arg("--64").arg("-o").arg(&object).arg(recipe.join("tsc.s")))?;
+    command::output(command::command("ld").args(["-static", "-s", "-o"]).arg(&program).arg(&object))?;
+    Ok(program)
+}
+
+fn tree(busybox: &Path, recipe: &Path, tsc: &Path) -> Result<Vec<u8>> {
+    let read = |path: &Path| fs::read(path).map_err(|e| Error::file("read", path, &e));
+    let mut archive = Archive::new();
+    for dir in ["bin", "dev", "etc", "mnt", "proc", "root", "sys", "tmp"] {
+        archive.directory(dir);
+    }
+    archive.symlink("sbin", "bin");
+    archive.character_device("dev/console", 5, 1);
+    archive.character_device("dev/null", 1, 3);
+    archive.file("bin/busybox", 0o755, &read(busybox)?);
+    let applets = command::output(Command::new(busybox).arg("--list"))?;
+    for applet in String::from_utf8_lossy(&applets).lines().filter(|name| *name != "busybox") {
+        archive.symlink(&format!("bin/{applet}"), "busybox");
+    }
+    archive.file("bin/tsc", 0o755, &read(tsc)?);
+    archive.file("etc/inittab", 0o644, &read(&recipe.join("inittab"))?);
+    archive.file("etc/rc", 0o755, &read(&recipe.join("rc"))?);
+    archive.file("etc/passwd", 0o644, b"root::0:0:root:/:/bin/sh\n");
+    archive.symlink("init", "bin/busybox");
+    Ok(archive.finish())
+}
+
+/// Whether `made` exists and is not older than any of what it was made from.
+fn is_newer(made: &Path, inputs: &[PathBuf]) -> bool {
+    let time = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let Some(made) = time(made) else { return false };
+    inputs.iter().all(|input| time(input).is_some_and(|input| input <= made))
+}

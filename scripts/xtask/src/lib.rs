@@ -1,0 +1,20 @@
+//! The work behind `scripts/`: set-up, payload build, ROM composition, emulated machines, tests and figures.
+
+pub mod bench;
+pub mod cbfs;
+pub mod command;
+pub mod cpio;
+pub mod error;
+pub mod guests;
+pub mod machine;
+pub mod packages;
+pub mod payload;
+pub mod progress;
+pub mod project;
+pub mod rom;
+pub mod run;
+pub mod serial;
+pub mod stage;
+pub mod suite;
+pub mod test;
+pub mod toolchain;

@@ -1,0 +1,287 @@
+//! A bootable ROM: the payload, the manifest and the files it names, in a coreboot image or behind the emulation
+//! stage.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use clap::Args;
+
+use crate::cbfs::Cbfs;
+use crate::command;
+use crate::error::{Error, Result};
+use crate::guests;
+use crate::packages;
+use crate::payload;
+use crate::progress::say;
+use crate::project::Project;
+use crate::stage;
+
+/// The manifest's name in CBFS.
+pub const MANIFEST: &str = "guests.dtb";
+
+/// What goes into a ROM.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// A directory's name in coreboot-config/boards.
+    pub board: String,
+    /// A coreboot image for the board; without one, the emulation stage starts the machine.
+    pub base: Option<PathBuf>,
+    /// The guests, as device-tree source or compiled; without one, the board's example.
+    pub manifest: Option<PathBuf>,
+    /// Files by their names in CBFS.
+    pub files: Vec<(String, PathBuf)>,
+    /// Where the payload is linked to run; without one, its default place.
+    pub load_address: Option<String>,
+}
+
+impl Recipe {
+    /// The board's example guests behind the emulation stage.
+    #[must_use]
+    pub fn example(board: &str) -> Self {
+        Self { board: board.to_owned(), base: None, manifest: None, files: Vec::new(), load_address: None }
+    }
+
+    /// Builds what is missing and writes the ROM file; leaves it alone when nothing has changed since.
+    ///
+    /// # Errors
+    /// A tool, a file or the space for it is missing, or the source does not build.
+    pub fn compose(&self, project: &Project, rom: &Path) -> Result<()> {
+        packages::require(packages::ROM_TOOLS)?;
+        let ingredients = Ingredients::gather(project, self)?;
+        let (stamp, stamp_file) = (ingredients.stamp()?, rom.with_added_extension("stamp"));
+        if rom.is_file() && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp) {
+            return Ok(());
+        }
+        say(&format!("composing {}", rom.display()));
+        let _ = fs::remove_file(&stamp_file);
+        ingredients.mix(rom)?;
+        fs::write(&stamp_file, stamp).map_err(|e| Error::file("write", &stamp_file, &e))
+    }
+}
+
+/// The options that say what goes into a ROM.
+#[derive(Debug, Args)]
+pub struct Content {
+    /// The board, a directory in coreboot-config/boards
+    #[arg(long, default_value = "qemu-q35")]
+    pub board: String,
+    /// A coreboot image built for the board, to start from; without one, the stage for emulators starts the machine
+    #[arg(long, value_name = "ROM")]
+    pub base: Option<PathBuf>,
+    /// The guests (.dts or .dtb); without it, the board's example guests
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Put a file into CBFS, where the manifest may name it as cbfs:NAME
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
+    pub add: Vec<(String, PathBuf)>,
+    /// Link the payload to run at this physical address, for boards where its default is taken
+    #[arg(long, value_name = "ADDRESS")]
+    pub load_address: Option<String>,
+}
+
+/// The options of `scripts/rom`.
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    content: Content,
+    /// The ROM file to write
+    #[arg(short, long, value_name = "ROM")]
+    output: PathBuf,
+}
+
+/// Composes the ROM that the options ask for.
+///
+/// # Errors
+/// Set-up fails, a file is missing or does not fit, or the source does not build.
+pub fn rom(project: &Project, options: &Options) -> Result<()> {
+    options.content.recipe()?.compose(project, &options.output)?;
+    say(&format!("{} is ready", options.output.display()));
+    Ok(())
+}
+
+fn named_file(text: &str) -> std::result::Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+            Ok((name.to_owned(), PathBuf::from(file)))
+        }
+        _ => Err("expected NAME=FILE".to_owned()),
+    }
+}
+
+impl Content {
+    /// What to compose.
+    ///
+    /// # Errors
+    /// A file that an option names is not there.
+    pub fn recipe(&self) -> Result<Recipe> {
+        let named = self.base.iter().chain(&self.manifest).chain(self.add.iter().map(|(_, file)| file));
+        for file in named {
+            fs::File::open(file).map_err(|e| Error::file("read", file, &e))?;
+        }
+        Ok(Recipe {
+            board: self.board.clone(),
+            base: self.base.clone(),
+            manifest: self.manifest.clone(),
+            files: self.add.clone(),
+            load_address: self.load_address.clone(),
+        })
+    }
+}
+
+/// How the ROM begins.
+enum Base {
+    /// A user's coreboot image.
+    Coreboot(PathBuf),
+    /// The emulation stage, in a ROM laid out by a flash map.
+    Stage { code: PathBuf, fmd: PathBuf },
+}
+
+/// Every file that the ROM is made from.
+struct Ingredients {
+    base: Base,
+    payload: PathBuf,
+    manifest: PathBuf,
+    files: Vec<(String, PathBuf)>,
+}
+
+impl Ingredients {
+    fn gather(project: &Project, recipe: &Recipe) -> Result<Self> {
+        let board = project.board(&recipe.board)?;
+        let base = match &recipe.base {
+            Some(rom) => Base::Coreboot(rom.clone()),
+            None => Base::Stage { code: stage::build(project)?, fmd: flash_map(&board)? },
+        };
+        let source = recipe.manifest.clone().unwrap_or_else(|| board.join("guests.dts"));
+        let mut files = recipe.files.clone();
+        for (name, example) in EXAMPLES {
+            // Only what the manifest asks for is fetched, and nothing that the user brings along.
+            if names_in(&source)?.iter().any(|n| n == name) && !files.iter().any(|(n, _)| n == name) {
+                files.push(((*name).to_owned(), example(project)?));
+            }
+        }
+        let payload = payload::build(project, recipe.load_address.as_deref())?;
+        let manifest = compile_manifest(project, &source)?;
+        Ok(Self { base, payload, manifest, files })
+    }
+
+    /// Changes whenever one of the ingredients does.
+    fn stamp(&self) -> Result<String> {
+        let mut lines = Vec::new();
+        let mut add = |name: &str, path: &Path| -> Result<()> {
+            let meta = fs::metadata(path).map_err(|e| Error::file("read", path, &e))?;
+            let modified = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+            lines.push(format!(
+                "{name} {} {} {}",
+                path.display(),
+                meta.len(),
+                modified.unwrap_or_default().as_nanos()
+            ));
+            Ok(())
+        };
+        match &self.base {
+            Base::Coreboot(rom) => add("base", rom)?,
+            Base::Stage { code, fmd } => {
+                add("stage", code)?;
+                add("flash map", fmd)?;
+            }
+        }
+        add("payload", &self.payload)?;
+        add("manifest", &self.manifest)?;
+        for (name, path) in &self.files {
+            add(name, path)?;
+        }
+        Ok(lines.join("\n"))
+    }
+
+    fn mix(&self, rom: &Path) -> Result<()> {
+        // The new ROM takes its name only when it is whole.
+        let draft = rom.with_added_extension("draft");
+        let cbfs = match &self.base {
+            Base::Coreboot(base) => {
+                fs::copy(base, &draft).map_err(|e| Error::file("copy", base, &e))?;
+                Cbfs::open(&draft)?
+            }
+            Base::Stage { code, fmd } => {
+                let cbfs = Cbfs::create(&draft, fmd)?;
+                cbfs.add_bootblock(code)?;
+                cbfs
+            }
+        };
+        cbfs.add_payload(&self.payload)?;
+        cbfs.add(MANIFEST, &self.manifest)?;
+        for (name, path) in &self.files {
+            cbfs.add(name, path)?;
+        }
+        fs::rename(&draft, rom).map_err(|e| Error::file("rename", &draft, &e))
+    }
+}
+
+/// Makes one example file, or finds it made.
+type Example = fn(&Project) -> Result<PathBuf>;
+
+/// Files that a manifest may name without anybody bringing them: Debian's, made on the spot.
+const EXAMPLES: &[(&str, Example)] = &[
+    ("guests/debian/vmlinuz", guests::cloud_kernel),
+    ("guests/debian/initramfs", guests::initramfs),
+    ("guests/memtest86+/memtest.bin", guests::memtest),
+];
+
+/// The files that a manifest names as `cbfs:…`, read from its source or its compiled form alike.
+fn names_in(manifest: &Path) -> Result<Vec<String>> {
+    let bytes = fs::read(manifest).map_err(|e| Error::file("read", manifest, &e))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let ends = |c: char| c == '"' || c == '\0' || c.is_whitespace();
+    Ok(text.split("cbfs:").skip(1).filter_map(|rest| rest.split(ends).next()).map(str::to_owned).collect())
+}
+
+/// The manifest as a device-tree blob.
+fn compile_manifest(project: &Project, source: &Path) -> Result<PathBuf> {
+    const BLOB_MAGIC: [u8; 4] = [0xD0, 0x0D, 0xFE, 0xED];
+    let bytes = fs::read(source).map_err(|e| Error::file("read", source, &e))?;
+    if bytes.starts_with(&BLOB_MAGIC) {
+        return Ok(source.to_path_buf());
+    }
+    let blob = project.build("manifest")?.join(MANIFEST);
+    let fresh = blob.with_extension("new");
+    command::output(
+        command::command("dtc").args(["-I", "dts", "-O", "dtb", "-q", "-o"]).arg(&fresh).arg(source),
+    )
+    .map_err(|e| Error::setup(format!("{} is not a device tree: {e}", source.display())))?;
+    // The same blob keeps its time, and the ROM need not be made again.
+    if fs::read(&blob).ok() != fs::read(&fresh).ok() {
+        fs::rename(&fresh, &blob).map_err(|e| Error::file("rename", &fresh, &e))?;
+    }
+    Ok(blob)
+}
+
+/// The board's flash map, in coreboot's language for it.
+fn flash_map(board: &Path) -> Result<PathBuf> {
+    let mut maps: Vec<PathBuf> = fs::read_dir(board)
+        .map_err(|e| Error::file("list", board, &e))?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "fmd"))
+        .collect();
+    maps.sort();
+    maps.into_iter()
+        .next()
+        .ok_or_else(|| Error::setup(format!("no flash map (*.fmd) in {}", board.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_in_source_and_blob() {
+        let dir = std::env::temp_dir().join(format!("peerboot-names-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let source = dir.join("guests.dts");
+        fs::write(&source, "kernel = \"cbfs:guests/a\"; ramdisk = \"cbfs:guests/b\";").expect("a file");
+        assert_eq!(names_in(&source).expect("names"), ["guests/a", "guests/b"]);
+        fs::write(&source, b"\xd0\x0d\xfe\xed\0cbfs:guests/c\0ramdisk\0").expect("a file");
+        assert_eq!(names_in(&source).expect("names"), ["guests/c"]);
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+}
