@@ -27,6 +27,7 @@
 
 extern crate alloc;
 
+pub mod boot;
 pub mod chipset;
 pub mod cpu;
 pub mod emulate;

@@ -42,6 +42,12 @@ pub const RTC_IRQ: u8 = 8;
 /// The ACPI system control interrupt: level, active high by a MADT override.
 pub const SCI_IRQ: u8 = 9;
 
+/// The IOAPIC pin that interrupt INTA to INTD (`pin` 0 to 3) of a PCI device on bus 0 reaches: 16 to 23, level,
+/// active low. What `_PRT` in the DSDT says.
+pub const fn intx_pin(device: u8, pin: u8) -> u8 {
+    16 | (device.wrapping_add(pin) & 7)
+}
+
 /// The master 8259's command port; its data port follows.
 pub const PIC_MASTER_PORT: u16 = 0x20;
 /// The slave 8259's command port; its data port follows.

@@ -1,0 +1,663 @@
+//! Linux's x86 boot protocol (Documentation/arch/x86/boot.rst), entered in 64-bit or 32-bit mode.
+//!
+//! The header is read and written at the offsets the protocol documents.
+
+use super::Images;
+use super::first_megabyte::{
+    CODE_SELECTOR, COMMAND_LINE, COMMAND_LINE_MAX, DATA_SELECTOR, START_INFO, write_command_line, write_gdt,
+    write_identity_map,
+};
+use super::memory_map::{E820Entry, MemoryMap, PAGE_SIZE};
+use crate::cpu::{CpuState, Gpr, Segment, SegmentRegister};
+use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
+use alloc::string::String;
+use core::fmt;
+
+/// Offsets in boot_params, which are the header's offsets in the file too.
+mod field {
+    pub const ACPI_RSDP_ADDR: usize = 0x070;
+    pub const E820_ENTRIES: usize = 0x1e8;
+    pub const SETUP_SECTS: usize = 0x1f1;
+    pub const SYSSIZE: usize = 0x1f4;
+    pub const BOOT_FLAG: usize = 0x1fe;
+    /// The second byte of the jump at 0x200: how far behind 0x202 the header ends.
+    pub const JUMP_OFFSET: usize = 0x201;
+    pub const HEADER: usize = 0x202;
+    pub const VERSION: usize = 0x206;
+    pub const TYPE_OF_LOADER: usize = 0x210;
+    pub const LOADFLAGS: usize = 0x211;
+    pub const CODE32_START: usize = 0x214;
+    pub const RAMDISK_IMAGE: usize = 0x218;
+    pub const RAMDISK_SIZE: usize = 0x21c;
+    pub const CMD_LINE_PTR: usize = 0x228;
+    pub const INITRD_ADDR_MAX: usize = 0x22c;
+    pub const KERNEL_ALIGNMENT: usize = 0x230;
+    pub const RELOCATABLE_KERNEL: usize = 0x234;
+    pub const XLOADFLAGS: usize = 0x236;
+    pub const CMDLINE_SIZE: usize = 0x238;
+    pub const SETUP_DATA: usize = 0x250;
+    pub const PREF_ADDRESS: usize = 0x258;
+    pub const INIT_SIZE: usize = 0x260;
+    pub const E820_TABLE: usize = 0x2d0;
+}
+
+const BOOT_FLAG: u16 = 0xaa55;
+const HEADER_MAGIC: &[u8; 4] = b"HdrS";
+/// Protocol 2.10 brought `pref_address` and `init_size`, without which nobody can say what memory a kernel
+/// needs. Linux speaks it since 2.6.31.
+const OLDEST_VERSION: u16 = 0x020a;
+/// Protocol 2.12 brought `xloadflags`.
+const XLOADFLAGS_VERSION: u16 = 0x020c;
+const SECTOR: usize = 512;
+/// `syssize` counts these, and is rounded up.
+const PARAGRAPH: usize = 16;
+/// `loadflags`: the kernel is loaded at 1 MiB or above.
+const LOADED_HIGH: u8 = 1 << 0;
+/// `xloadflags`: there is a 64-bit entry 0x200 behind the start.
+const XLF_KERNEL_64: u16 = 1 << 0;
+const ENTRY_64: u64 = 0x200;
+/// `type_of_loader` of a boot loader without a number of its own.
+const LOADER_UNDEFINED: u8 = 0xff;
+/// boot_params is one page.
+const BOOT_PARAMS_SIZE: usize = 0x1000;
+/// An entry of the E820 table in bytes, and how many there is room for.
+const E820_ENTRY_SIZE: u64 = 20;
+const E820_ENTRIES_MAX: usize = 128;
+/// The lowest address for a kernel: behind the legacy megabyte.
+const LOWEST_KERNEL: u64 = 0x10_0000;
+
+/// Why a Linux kernel cannot be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinuxError {
+    /// The file ends before something that its header, or the protocol, says is there.
+    Truncated {
+        /// What is missing.
+        what: &'static str,
+        /// The file's length in bytes.
+        found: usize,
+        /// The least length in bytes that holds it.
+        expected: usize,
+    },
+    /// The file does not start like a kernel.
+    NotKernel {
+        /// Which field is wrong.
+        field: &'static str,
+        /// What stands there.
+        found: u32,
+        /// What a kernel has there.
+        expected: u32,
+    },
+    /// The boot protocol's version is older than 2.10.
+    OldProtocol(u16),
+    /// A kernel for low memory (zImage).
+    NotLoadedHigh,
+    /// A header field holds what no kernel can mean.
+    BadField {
+        /// Which.
+        field: &'static str,
+        /// What it holds.
+        found: u64,
+        /// What it may hold.
+        expected: &'static str,
+    },
+    /// The command line is longer than the kernel takes.
+    CommandLineTooLong {
+        /// Its length in bytes.
+        found: usize,
+        /// The most the kernel takes.
+        at_most: usize,
+    },
+    /// The command line holds a NUL.
+    CommandLineNul(String),
+    /// The kernel and its ramdisk do not fit into the guest's memory below 2 GiB.
+    NotEnoughMemory {
+        /// What they need from the first byte of memory on, in bytes.
+        needed: u64,
+        /// What there is.
+        found: u64,
+    },
+    /// A structure does not fit into the guest's memory.
+    Memory(OutOfRange),
+}
+
+impl fmt::Display for LinuxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Truncated { what, found, expected } => {
+                write!(f, "the kernel file is cut off: it has {found} bytes, and its {what} needs {expected}")
+            }
+            Self::NotKernel { field, found, expected } => write!(
+                f,
+                "the file is not a Linux bzImage: its {field} is {found:#x}, expected {expected:#x}"
+            ),
+            Self::OldProtocol(version) => write!(
+                f,
+                "the kernel speaks boot protocol {}.{:02}, expected 2.10 or later (Linux 2.6.31)",
+                version >> 8,
+                version & 0xff
+            ),
+            Self::NotLoadedHigh => {
+                f.write_str("the kernel is a zImage, which loads below 1 MiB; expected a bzImage")
+            }
+            Self::BadField { field, found, expected } => {
+                write!(f, "the kernel header's {field} is {found:#x}, expected {expected}")
+            }
+            Self::CommandLineTooLong { found, at_most } => {
+                write!(f, "the command line has {found} bytes, and the kernel takes at most {at_most}")
+            }
+            Self::CommandLineNul(line) => write!(f, "the command line {line:?} holds a NUL"),
+            Self::NotEnoughMemory { needed, found } => write!(
+                f,
+                "kernel and ramdisk need {needed} bytes of memory below 2 GiB, and the guest has {found}"
+            ),
+            Self::Memory(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for LinuxError {}
+
+impl From<OutOfRange> for LinuxError {
+    fn from(error: OutOfRange) -> Self {
+        Self::Memory(error)
+    }
+}
+
+/// A kernel file whose header has been checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel<'a> {
+    /// The setup header, from `setup_sects` on, as it goes into boot_params.
+    header: &'a [u8],
+    /// The protected-mode kernel: what is loaded.
+    body: &'a [u8],
+    /// Where it wants to lie.
+    preferred: u64,
+    /// How it must be aligned anywhere else; `None` when it cannot lie anywhere else.
+    alignment: Option<u64>,
+    /// How much memory it needs from its first byte until it has read the memory map.
+    init_size: u64,
+    /// The longest command line.
+    command_line_max: usize,
+    /// The last byte that the ramdisk may have.
+    ramdisk_max: u64,
+    /// Whether it has a 64-bit entry.
+    long: bool,
+}
+
+/// Where a kernel and its ramdisk go.
+struct Placement {
+    kernel: u64,
+    ramdisk: u64,
+}
+
+impl<'a> Kernel<'a> {
+    /// Checks the header of the file `image`.
+    pub fn parse(image: &'a [u8]) -> Result<Self, LinuxError> {
+        let field = Fields(image);
+        let boot_flag = field.u16(field::BOOT_FLAG, "boot sector")?;
+        if boot_flag != BOOT_FLAG {
+            return Err(LinuxError::NotKernel {
+                field: "boot flag at offset 0x1fe",
+                found: boot_flag.into(),
+                expected: BOOT_FLAG.into(),
+            });
+        }
+        let magic = field.bytes(field::HEADER, "setup header")?;
+        if &magic != HEADER_MAGIC {
+            return Err(LinuxError::NotKernel {
+                field: "header magic at offset 0x202",
+                found: u32::from_le_bytes(magic),
+                expected: u32::from_le_bytes(*HEADER_MAGIC),
+            });
+        }
+        let version = field.u16(field::VERSION, "setup header")?;
+        if version < OLDEST_VERSION {
+            return Err(LinuxError::OldProtocol(version));
+        }
+        if field.u8(field::LOADFLAGS, "setup header")? & LOADED_HIGH == 0 {
+            return Err(LinuxError::NotLoadedHigh);
+        }
+        let (header, body) = Self::split(image)?;
+        let xloadflags =
+            if version >= XLOADFLAGS_VERSION { field.u16(field::XLOADFLAGS, "setup header")? } else { 0 };
+        let relocatable = field.u8(field::RELOCATABLE_KERNEL, "setup header")? != 0;
+        let alignment = field.u32(field::KERNEL_ALIGNMENT, "setup header")?;
+        if relocatable && !alignment.is_power_of_two() {
+            return Err(LinuxError::BadField {
+                field: "kernel_alignment",
+                found: alignment.into(),
+                expected: "a power of two",
+            });
+        }
+        let preferred = field.u64(field::PREF_ADDRESS, "setup header")?;
+        if preferred < LOWEST_KERNEL || !preferred.is_multiple_of(PAGE_SIZE) {
+            return Err(LinuxError::BadField {
+                field: "pref_address",
+                found: preferred,
+                expected: "a page at 1 MiB or above",
+            });
+        }
+        let init_size: u64 = field.u32(field::INIT_SIZE, "setup header")?.into();
+        Ok(Self {
+            header,
+            body,
+            preferred,
+            alignment: relocatable.then_some(u64::from(alignment).max(PAGE_SIZE)),
+            init_size: init_size.max(body.len() as u64),
+            command_line_max: (field.u32(field::CMDLINE_SIZE, "setup header")? as usize)
+                .min(COMMAND_LINE_MAX),
+            ramdisk_max: field.u32(field::INITRD_ADDR_MAX, "setup header")?.into(),
+            long: xloadflags & XLF_KERNEL_64 != 0,
+        })
+    }
+
+    /// The setup header and the protected-mode kernel.
+    fn split(image: &'a [u8]) -> Result<(&'a [u8], &'a [u8]), LinuxError> {
+        let field = Fields(image);
+        let jump = field.u8(field::JUMP_OFFSET, "setup header")?;
+        let header_end = field::HEADER.saturating_add(jump.into());
+        // The header ends before boot_params' next field, whatever the jump says.
+        let header = field::SETUP_SECTS..header_end.min(field::E820_TABLE);
+        let header = image.get(header).ok_or(LinuxError::Truncated {
+            what: "setup header",
+            found: image.len(),
+            expected: header_end,
+        })?;
+        if header_end < field::INIT_SIZE.saturating_add(4) {
+            return Err(LinuxError::BadField {
+                field: "jump at offset 0x200",
+                found: jump.into(),
+                expected: "one over the whole header, at least 0x62 bytes",
+            });
+        }
+        // Zero means four, for old kernels' sake.
+        let sectors = match field.u8(field::SETUP_SECTS, "setup header")? {
+            0 => 4,
+            sectors => usize::from(sectors),
+        };
+        let start = sectors.saturating_add(1).saturating_mul(SECTOR);
+        let size = (field.u32(field::SYSSIZE, "setup header")? as usize).saturating_mul(PARAGRAPH);
+        if size == 0 {
+            return Err(LinuxError::BadField { field: "syssize", found: 0, expected: "the kernel's length" });
+        }
+        let least = start.saturating_add(size).saturating_sub(PARAGRAPH.saturating_sub(1));
+        let truncated =
+            LinuxError::Truncated { what: "protected-mode kernel", found: image.len(), expected: least };
+        if image.len() < least {
+            return Err(truncated);
+        }
+        let end = start.saturating_add(size).min(image.len());
+        Ok((header, image.get(start..end).ok_or(truncated)?))
+    }
+
+    /// Whether the kernel is entered in 64-bit mode.
+    pub fn is_long(&self) -> bool {
+        self.long
+    }
+
+    /// Puts the kernel with everything it needs into `memory`, which is laid out as `map` says and zeroed,
+    /// and gives the state of its first CPU. `rsdp` is where the ACPI tables begin.
+    pub fn load(
+        &self,
+        memory: &GuestMemory,
+        map: &MemoryMap,
+        ramdisk: Option<&[u8]>,
+        bootargs: &str,
+        rsdp: GuestPhys,
+    ) -> Result<CpuState, LinuxError> {
+        self.check_command_line(bootargs)?;
+        let ramdisk = ramdisk.unwrap_or_default();
+        let placement = self.place(map.low_end(), ramdisk.len() as u64)?;
+        memory.write(GuestPhys::new(placement.kernel), self.body)?;
+        memory.write(GuestPhys::new(placement.ramdisk), ramdisk)?;
+        write_command_line(memory, bootargs)?;
+        self.write_boot_params(memory, &placement, ramdisk.len(), &map.e820(), rsdp)?;
+        Ok(self.cpu_state(memory, placement.kernel)?)
+    }
+
+    fn check_command_line(&self, line: &str) -> Result<(), LinuxError> {
+        if line.len() > self.command_line_max {
+            return Err(LinuxError::CommandLineTooLong { found: line.len(), at_most: self.command_line_max });
+        }
+        if line.contains('\0') {
+            return Err(LinuxError::CommandLineNul(line.into()));
+        }
+        Ok(())
+    }
+
+    /// The kernel goes where it prefers, or as low as it can where that is too high for this guest; the
+    /// ramdisk as high as it may, out of the way of what the kernel allocates first.
+    fn place(&self, low_end: u64, ramdisk_len: u64) -> Result<Placement, LinuxError> {
+        let ramdisk_end = low_end.min(self.ramdisk_max.saturating_add(1));
+        let ramdisk = ramdisk_end.saturating_sub(ramdisk_len) & !PAGE_SIZE.wrapping_sub(1);
+        let room_end = if ramdisk_len == 0 { low_end } else { ramdisk };
+        let lowest = self.alignment.and_then(|alignment| LOWEST_KERNEL.checked_next_multiple_of(alignment));
+        let fits =
+            |start: &u64| start.checked_add(self.init_size).is_some_and(|kernel_end| kernel_end <= room_end);
+        let kernel = Some(self.preferred).filter(fits).or(lowest.filter(fits));
+        // An end below the ramdisk's length would have wrapped it under its own end.
+        match kernel.filter(|_| ramdisk_len <= ramdisk_end) {
+            Some(kernel) => Ok(Placement { kernel, ramdisk }),
+            None => Err(LinuxError::NotEnoughMemory {
+                needed: lowest
+                    .unwrap_or(self.preferred)
+                    .min(self.preferred)
+                    .saturating_add(self.init_size)
+                    .saturating_add(ramdisk_len.next_multiple_of(PAGE_SIZE)),
+                found: low_end,
+            }),
+        }
+    }
+
+    fn write_boot_params(
+        &self,
+        memory: &GuestMemory,
+        placement: &Placement,
+        ramdisk_len: usize,
+        e820: &[E820Entry],
+        rsdp: GuestPhys,
+    ) -> Result<(), LinuxError> {
+        memory.fill(START_INFO, BOOT_PARAMS_SIZE, 0)?;
+        memory.write(param(field::SETUP_SECTS), self.header)?;
+        memory.write_u8(param(field::TYPE_OF_LOADER), LOADER_UNDEFINED)?;
+        // Placement keeps kernel and ramdisk below 2 GiB.
+        memory.write_u32(param(field::CODE32_START), placement.kernel as u32)?;
+        let ramdisk = if ramdisk_len == 0 { 0 } else { placement.ramdisk };
+        memory.write_u32(param(field::RAMDISK_IMAGE), ramdisk as u32)?;
+        memory.write_u32(param(field::RAMDISK_SIZE), ramdisk_len as u32)?;
+        memory.write_u32(param(field::CMD_LINE_PTR), COMMAND_LINE.get() as u32)?;
+        memory.write_u64(param(field::SETUP_DATA), 0)?;
+        memory.write_u64(param(field::ACPI_RSDP_ADDR), rsdp.get())?;
+        let e820 = e820.get(..e820.len().min(E820_ENTRIES_MAX)).unwrap_or_default();
+        memory.write_u8(param(field::E820_ENTRIES), e820.len() as u8)?;
+        let mut at = param(field::E820_TABLE);
+        for entry in e820 {
+            at = write_e820_entry(memory, at, entry)?;
+        }
+        Ok(())
+    }
+
+    fn cpu_state(&self, memory: &GuestMemory, kernel: u64) -> Result<CpuState, OutOfRange> {
+        let mut state = if self.long {
+            let cr3 = write_identity_map(memory)?;
+            let entry = kernel.saturating_add(ENTRY_64);
+            CpuState::long_mode(entry, cr3, CODE_SELECTOR, DATA_SELECTOR)
+        } else {
+            flat_state(kernel as u32)
+        };
+        state.gdt = write_gdt(memory, self.long)?;
+        state.registers.set(Gpr::Rsi, START_INFO.get());
+        Ok(state)
+    }
+}
+
+/// Checks `images.kernel` and loads it with what belongs to it: [`Kernel::parse`] and [`Kernel::load`].
+pub fn load(
+    memory: &GuestMemory,
+    map: &MemoryMap,
+    images: &Images,
+    rsdp: GuestPhys,
+) -> Result<CpuState, LinuxError> {
+    Kernel::parse(images.kernel)?.load(memory, map, images.ramdisk, images.bootargs, rsdp)
+}
+
+/// Protected mode at `entry` with the selectors that Linux wants.
+fn flat_state(entry: u32) -> CpuState {
+    let mut state = CpuState::flat_protected_mode(entry);
+    for (number, segment) in state.segments.iter_mut().enumerate() {
+        if number == SegmentRegister::Cs as usize {
+            *segment = Segment::flat_code32(CODE_SELECTOR);
+        } else if number < SegmentRegister::Ldtr as usize {
+            *segment = Segment::flat_data(DATA_SELECTOR);
+        }
+    }
+    state
+}
+
+/// The guest-physical address of a field of boot_params.
+fn param(offset: usize) -> GuestPhys {
+    GuestPhys::new(START_INFO.get().saturating_add(offset as u64))
+}
+
+/// Writes one entry of the E820 table and says where the next goes.
+fn write_e820_entry(memory: &GuestMemory, at: GuestPhys, entry: &E820Entry) -> Result<GuestPhys, OutOfRange> {
+    let place = |offset| at.checked_add(offset).ok_or(OutOfRange { address: at, len: E820_ENTRY_SIZE });
+    memory.write_u64(at, entry.base.get())?;
+    memory.write_u64(place(8)?, entry.len)?;
+    memory.write_u32(place(16)?, entry.kind as u32)?;
+    place(E820_ENTRY_SIZE)
+}
+
+/// Little-endian fields of the kernel file.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn bytes<const N: usize>(&self, offset: usize, what: &'static str) -> Result<[u8; N], LinuxError> {
+        let bytes = self.0.get(offset..).and_then(|rest| rest.first_chunk());
+        bytes.copied().ok_or(LinuxError::Truncated {
+            what,
+            found: self.0.len(),
+            expected: offset.saturating_add(N),
+        })
+    }
+    fn u8(&self, offset: usize, what: &'static str) -> Result<u8, LinuxError> {
+        self.bytes(offset, what).map(u8::from_le_bytes)
+    }
+    fn u16(&self, offset: usize, what: &'static str) -> Result<u16, LinuxError> {
+        self.bytes(offset, what).map(u16::from_le_bytes)
+    }
+    fn u32(&self, offset: usize, what: &'static str) -> Result<u32, LinuxError> {
+        self.bytes(offset, what).map(u32::from_le_bytes)
+    }
+    fn u64(&self, offset: usize, what: &'static str) -> Result<u64, LinuxError> {
+        self.bytes(offset, what).map(u64::from_le_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{HeapBlock, Region};
+    use alloc::boxed::Box;
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    const MIB: u64 = 1 << 20;
+    const RSDP: GuestPhys = GuestPhys::new(0xe_0000);
+
+    /// The header of a relocatable 64-bit kernel of protocol 2.15 with a body of `body` bytes.
+    fn image(body: usize) -> Vec<u8> {
+        let mut image = vec![0; 3 * SECTOR];
+        let mut put =
+            |offset: usize, bytes: &[u8]| image[offset..offset + bytes.len()].copy_from_slice(bytes);
+        put(field::SETUP_SECTS, &[2]);
+        put(field::SYSSIZE, &(body.div_ceil(PARAGRAPH) as u32).to_le_bytes());
+        put(field::BOOT_FLAG, &BOOT_FLAG.to_le_bytes());
+        put(field::JUMP_OFFSET, &[0x6a]);
+        put(field::HEADER, HEADER_MAGIC);
+        put(field::VERSION, &0x20f_u16.to_le_bytes());
+        put(field::LOADFLAGS, &[LOADED_HIGH]);
+        put(field::INITRD_ADDR_MAX, &0x7fff_ffff_u32.to_le_bytes());
+        put(field::KERNEL_ALIGNMENT, &0x20_0000_u32.to_le_bytes());
+        put(field::RELOCATABLE_KERNEL, &[1]);
+        put(field::XLOADFLAGS, &0x7f_u16.to_le_bytes());
+        put(field::CMDLINE_SIZE, &0x7ff_u32.to_le_bytes());
+        put(field::PREF_ADDRESS, &0x100_0000_u64.to_le_bytes());
+        put(field::INIT_SIZE, &0x40_0000_u32.to_le_bytes());
+        image.extend((0..body).map(|at| at as u8 ^ 0x5a));
+        image
+    }
+
+    fn machine(bytes: u64) -> (GuestMemory, MemoryMap) {
+        let map = MemoryMap::new(bytes, 40).unwrap();
+        let regions = map.regions().map(|request| {
+            let block = HeapBlock::zeroed(request.len as usize, PAGE_SIZE as usize).unwrap();
+            Region::new(request.base, Box::new(block))
+        });
+        (GuestMemory::new(regions.collect()).unwrap(), map)
+    }
+
+    fn bytes(memory: &GuestMemory, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        memory.read(GuestPhys::new(at), &mut bytes).unwrap();
+        bytes
+    }
+
+    fn param_u32(memory: &GuestMemory, offset: usize) -> u32 {
+        memory.read_u32(param(offset)).unwrap()
+    }
+
+    #[test]
+    fn a_64_bit_kernel_goes_where_it_prefers_and_the_ramdisk_on_top() {
+        let (memory, map) = machine(64 * MIB);
+        let image = image(100_000);
+        let ramdisk = [7; 5000];
+        let images = Images { kernel: &image, ramdisk: Some(&ramdisk), bootargs: "console=ttyS0" };
+        let state = load(&memory, &map, &images, RSDP).unwrap();
+
+        assert_eq!(state.registers.rip, 0x100_0200);
+        assert_eq!(state.registers.get(Gpr::Rsi), START_INFO.get());
+        assert_eq!(bytes(&memory, 0x100_0000, 100_000), image[3 * SECTOR..]);
+        let at = u64::from(param_u32(&memory, field::RAMDISK_IMAGE));
+        assert_eq!(at, 64 * MIB - 0x2000);
+        assert_eq!(bytes(&memory, at, 5001), [&ramdisk[..], &[0]].concat());
+        assert_eq!(param_u32(&memory, field::RAMDISK_SIZE), 5000);
+        assert_eq!(u64::from(param_u32(&memory, field::CMD_LINE_PTR)), COMMAND_LINE.get());
+        assert_eq!(bytes(&memory, COMMAND_LINE.get(), 14), b"console=ttyS0\0");
+        assert_eq!(memory.read_u64(param(field::ACPI_RSDP_ADDR)), Ok(RSDP.get()));
+        assert_eq!(memory.read_u8(param(field::TYPE_OF_LOADER)), Ok(LOADER_UNDEFINED));
+        assert_eq!(bytes(&memory, START_INFO.get() + 0x202, 4), HEADER_MAGIC);
+        assert_eq!(memory.read_u8(param(field::E820_ENTRIES)), Ok(map.e820().len() as u8));
+        let third = field::E820_TABLE + 2 * 20;
+        assert_eq!(memory.read_u64(param(third)), Ok(MIB));
+        assert_eq!(memory.read_u64(param(third + 8)), Ok(63 * MIB));
+        assert_eq!(param_u32(&memory, third + 16), E820_MEMORY);
+    }
+
+    const E820_MEMORY: u32 = super::super::memory_map::E820Kind::Memory as u32;
+
+    #[test]
+    fn the_identity_map_and_descriptors_are_what_the_cpu_state_says() {
+        let (memory, map) = machine(32 * MIB);
+        let image = image(100);
+        let state = Kernel::parse(&image).unwrap().load(&memory, &map, None, "", RSDP).unwrap();
+        for address in [0, 0x1000, 0x100_0200, 0x7fff_ffff, 0xb000_1234, 0xffff_ffff_u64] {
+            let mut table = state.control.cr3;
+            for level in [3, 2] {
+                let entry = memory.read_u64(GuestPhys::new(table + (address >> (12 + 9 * level) & 511) * 8));
+                assert_eq!(entry.unwrap() & 0xfff, 3);
+                table = entry.unwrap() & !0xfff;
+            }
+            let entry = memory.read_u64(GuestPhys::new(table + (address >> 21 & 511) * 8)).unwrap();
+            assert_eq!(entry, (address & !0x1f_ffff) | 0x83);
+        }
+        for (register, long) in [(SegmentRegister::Cs, true), (SegmentRegister::Ds, false)] {
+            let segment = state.segments[register as usize];
+            let descriptor =
+                memory.read_u64(GuestPhys::new(state.gdt.base + u64::from(segment.selector))).unwrap();
+            let attributes = (descriptor >> 40 & 0xff) | (descriptor >> 52 & 0xf) << 8;
+            assert_eq!(u64::from(segment.attributes), attributes);
+            assert_eq!(segment.long(), long);
+            assert!(segment.selector < state.gdt.limit);
+        }
+        assert_eq!(param_u32(&memory, field::RAMDISK_IMAGE), 0);
+    }
+
+    #[test]
+    fn a_32_bit_kernel_is_entered_at_its_start_without_paging() {
+        let (memory, map) = machine(32 * MIB);
+        let mut image = image(100);
+        image[field::XLOADFLAGS] = 0;
+        let state = Kernel::parse(&image).unwrap().load(&memory, &map, None, "", RSDP).unwrap();
+        assert_eq!(state.registers.rip, 0x100_0000);
+        assert_eq!(state.control.cr0 & crate::cpu::ControlRegisters::CR0_PG, 0);
+        assert_eq!(state.segments[SegmentRegister::Cs as usize], Segment::flat_code32(CODE_SELECTOR));
+        assert_eq!(state.segments[SegmentRegister::Ss as usize], Segment::flat_data(DATA_SELECTOR));
+        assert_eq!(state.segments[SegmentRegister::Tr as usize], Segment::reset_tss());
+    }
+
+    #[test]
+    fn a_small_guest_gets_a_relocatable_kernel_lower_down() {
+        let (memory, map) = machine(8 * MIB);
+        let image = image(100);
+        let state = Kernel::parse(&image).unwrap().load(&memory, &map, Some(&[1; 4096]), "", RSDP).unwrap();
+        assert_eq!(state.registers.rip, 0x20_0200);
+        let error = Kernel::parse(&image).unwrap().load(&memory, &map, Some(&vec![1; 3 << 20]), "", RSDP);
+        assert_eq!(error, Err(LinuxError::NotEnoughMemory { needed: 9 * MIB, found: 8 * MIB }));
+    }
+
+    #[test]
+    fn a_fixed_kernel_needs_its_place() {
+        let (memory, map) = machine(8 * MIB);
+        let mut image = image(100);
+        image[field::RELOCATABLE_KERNEL] = 0;
+        let error = Kernel::parse(&image).unwrap().load(&memory, &map, None, "", RSDP);
+        assert_eq!(error, Err(LinuxError::NotEnoughMemory { needed: 20 * MIB, found: 8 * MIB }));
+    }
+
+    #[test]
+    fn the_command_line_must_fit() {
+        let (memory, map) = machine(32 * MIB);
+        let image = image(100);
+        let kernel = Kernel::parse(&image).unwrap();
+        let line = "x".repeat(0x7ff);
+        assert!(kernel.load(&memory, &map, None, &line, RSDP).is_ok());
+        assert_eq!(
+            kernel.load(&memory, &map, None, &(line + "y"), RSDP),
+            Err(LinuxError::CommandLineTooLong { found: 0x800, at_most: 0x7ff })
+        );
+        assert!(matches!(kernel.load(&memory, &map, None, "a\0b", RSDP), Err(LinuxError::CommandLineNul(_))));
+    }
+
+    #[test]
+    fn errors_say_what_was_found_and_expected() {
+        let good = image(100);
+        let with = |offset: usize, bytes: &[u8]| {
+            let mut image = good.clone();
+            image[offset..offset + bytes.len()].copy_from_slice(bytes);
+            alloc::format!("{}", Kernel::parse(&image).unwrap_err())
+        };
+        assert_eq!(
+            with(field::BOOT_FLAG, &[0, 0]),
+            "the file is not a Linux bzImage: its boot flag at offset 0x1fe is 0x0, expected 0xaa55"
+        );
+        assert_eq!(
+            with(field::VERSION, &[9, 2]),
+            "the kernel speaks boot protocol 2.09, expected 2.10 or later (Linux 2.6.31)"
+        );
+        assert_eq!(
+            with(field::KERNEL_ALIGNMENT, &[3, 0, 0, 0]),
+            "the kernel header's kernel_alignment is 0x3, expected a power of two"
+        );
+        assert_eq!(
+            alloc::format!("{}", Kernel::parse(&good[..3 * SECTOR + 10]).unwrap_err()),
+            "the kernel file is cut off: it has 1546 bytes, and its protected-mode kernel needs 1633"
+        );
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        let image = image(96);
+        for len in 0..image.len() - (PARAGRAPH - 1) {
+            assert!(Kernel::parse(&image[..len]).is_err(), "{len} bytes of {} parsed", image.len());
+        }
+        assert!(Kernel::parse(&image).is_ok());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_mutated_header_never_panics(
+            changes in proptest::collection::vec((0x1e0_usize..0x270, proptest::num::u8::ANY), 1..12),
+            ramdisk in 0_usize..20_000,
+        ) {
+            let (memory, map) = machine(4 * MIB);
+            let mut image = image(300);
+            for (offset, value) in changes {
+                image[offset] = value;
+            }
+            if let Ok(kernel) = Kernel::parse(&image) {
+                let _ = kernel.load(&memory, &map, Some(&vec![1; ramdisk]), "quiet", RSDP);
+            }
+        }
+    }
+}
