@@ -373,3 +373,246 @@ impl Paging {
         PageFault { error_code }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{HeapBlock, Region};
+    use alloc::boxed::Box;
+    use alloc::vec;
+
+    const READ: Access = Access { kind: AccessKind::Read, user: false, alignment_check: false };
+    const WRITE: Access = Access { kind: AccessKind::Write, ..READ };
+    const FETCH: Access = Access { kind: AccessKind::Fetch, ..READ };
+    const ALL: u64 = PRESENT | WRITABLE | USER;
+
+    const LONG: Paging = Paging {
+        cr0: CR0_PG | CR0_WP,
+        cr3: 0x1000,
+        cr4: CR4_PAE,
+        efer: EFER_LMA | EFER_NXE,
+        physical_bits: 40,
+    };
+    const PAE: Paging = Paging { cr3: 0x1020, efer: EFER_NXE, ..LONG };
+    const NARROW: Paging = Paging { cr4: CR4_PSE, efer: 0, ..LONG };
+
+    fn memory() -> GuestMemory {
+        let block = HeapBlock::zeroed(0x10000, 4096).unwrap();
+        GuestMemory::new(vec![Region::new(GuestPhys::new(0), Box::new(block))]).unwrap()
+    }
+
+    fn memory_with(entries: &[(u64, u64)]) -> GuestMemory {
+        let memory = memory();
+        for (at, entry) in entries {
+            memory.write_u64(GuestPhys::new(*at), *entry).unwrap();
+        }
+        memory
+    }
+
+    fn walk(memory: &GuestMemory, paging: &Paging, linear: u64, access: Access) -> Result<(u64, u64), u32> {
+        translate(memory, paging, linear, access, Marking::Mark)
+            .map(|found| (found.address.get(), found.remaining))
+            .map_err(|fault| fault.error_code)
+    }
+
+    #[test]
+    fn without_paging_addresses_are_physical() {
+        let paging = Paging { cr0: 0, ..LONG };
+        assert_eq!(walk(&memory(), &paging, 0x1_1234_5678, WRITE), Ok((0x1234_5678, 0xedcb_a988)));
+    }
+
+    #[test]
+    fn four_levels_lead_to_pages_of_every_size() {
+        // 0xffff_8080_4020_1xxx has index 257, 1, 1, 1 at its levels.
+        let memory = memory_with(&[
+            (0x1000 + 257 * 8, 0x2000 | ALL),
+            (0x2008, 0x3000 | ALL),
+            (0x3008, 0x4000 | ALL),
+            (0x4008, 0x12_3456_7000 | ALL),
+            (0x3010, 0x12_3460_0000 | ALL | LARGE | 0x1000),
+            (0x2010, 0x13_4000_0000 | ALL | LARGE),
+            (0x3018, 0x12_3460_2000 | ALL | LARGE),
+            (0x1000, 0x2000 | ALL | LARGE),
+        ]);
+        let to = |linear| walk(&memory, &LONG, linear, READ);
+        assert_eq!(to(0xffff_8080_4020_1abc), Ok((0x12_3456_7abc, 0x544)));
+        assert_eq!(to(0xffff_8080_4041_2345), Ok((0x12_3461_2345, 0x1e_dcbb)));
+        assert_eq!(to(0xffff_8080_8123_4567), Ok((0x13_4123_4567, 0x3edc_ba99)));
+        assert_eq!(to(0xffff_8080_4060_0000), Err(9), "a large page's low address bits are reserved");
+        assert_eq!(to(0), Err(9), "the top table maps no pages");
+        assert_eq!(to(0xffff_8080_4020_2000), Err(0));
+        assert_eq!(to(0xffff_8180_0000_0000), Err(0));
+    }
+
+    #[test]
+    fn five_levels_begin_one_higher() {
+        let paging = Paging { cr4: CR4_PAE | CR4_LA57, ..LONG };
+        let memory = memory_with(&[
+            (0x1000 + 511 * 8, 0x2000 | ALL),
+            (0x2000 + 8, 0x3000 | ALL),
+            (0x3000 + 16, 0x4000 | ALL),
+            (0x4000 + 24, 0x5000 | ALL),
+            (0x5000 + 32, 0x8000 | ALL),
+        ]);
+        assert_eq!(walk(&memory, &paging, 0xffff_0080_8060_4005, READ), Ok((0x8005, 0xffb)));
+    }
+
+    #[test]
+    fn pae_has_a_small_top_table_without_permissions() {
+        let memory = memory_with(&[
+            (0x1020, 0x2000 | PRESENT),
+            (0x1038, 0x2000 | PRESENT),
+            (0x1028, 0x2000 | PRESENT | WRITABLE),
+            (0x2000, 0x3000 | ALL),
+            (0x2008, 0x1_0020_0000 | PRESENT | LARGE),
+            (0x2010, 0x3000 | ALL | 1 << 62),
+            (0x3ff8, 0x9000 | ALL),
+        ]);
+        let user = Access { user: true, ..WRITE };
+        assert_eq!(walk(&memory, &PAE, 0xc01f_fff0, user), Ok((0x9ff0, 16)));
+        assert_eq!(walk(&memory, &PAE, 0xffff_ffff_c01f_fff0, user), Ok((0x9ff0, 16)));
+        assert_eq!(walk(&memory, &PAE, 0x20_0010, READ), Ok((0x1_0020_0010, 0x1f_fff0)));
+        assert_eq!(walk(&memory, &PAE, 0x20_0010, WRITE), Err(3));
+        assert_eq!(walk(&memory, &PAE, 0x4000_0000, READ), Err(9));
+        assert_eq!(walk(&memory, &PAE, 0x8000_0000, FETCH), Err(0x10));
+        assert_eq!(walk(&memory, &PAE, 0x40_0000, READ), Err(9), "bit 62 is reserved in PAE only");
+        assert_eq!(walk(&memory, &Paging { cr3: 0x1000, ..LONG }, 0, READ), Err(0));
+    }
+
+    #[test]
+    fn four_byte_entries_know_pages_of_4_mib_with_40_bits() {
+        let memory = memory();
+        let set = |at, entry| memory.write_u32(GuestPhys::new(at), entry).unwrap();
+        set(0x1004, 0x2007);
+        set(0x2008, 0x9005);
+        // Bits 13 to 20 hold 0x81.
+        set(0x1008, 0x00c0_0087 | 0x81 << 13);
+        set(0x100c, 0x0020_0087);
+        let to = |linear, access| walk(&memory, &NARROW, linear, access);
+        assert_eq!(to(0x40_2010, READ), Ok((0x9010, 0xff0)));
+        assert_eq!(to(0x40_2010, WRITE), Err(3));
+        assert_eq!(to(0x40_3010, WRITE), Err(2));
+        assert_eq!(to(0x80_1234, WRITE), Ok((0x81_00c0_1234, 0x3f_edcc)));
+        assert_eq!(to(0xc0_0000, READ), Err(9), "bit 21 is reserved");
+        let narrower = Paging { physical_bits: 39, ..NARROW };
+        assert_eq!(walk(&memory, &narrower, 0x80_0000, READ), Err(9));
+        set(0x1004, 0x2087);
+        let no_large = Paging { cr4: 0, ..NARROW };
+        assert_eq!(walk(&memory, &no_large, 0x40_2010, READ), Ok((0x9010, 0xff0)));
+        assert_eq!(memory.read_u32(GuestPhys::new(0x1008)).unwrap() & 0x60, 0x60, "accessed and dirty");
+    }
+
+    /// The rules as SDM 4.6.1 lists them: an access right by right, and not in the walker's order.
+    fn allowed(paging: &Paging, access: Access, entry: u64) -> bool {
+        let set = |register: u64, bit: u64| register & bit != 0;
+        let nx = set(entry, NO_EXECUTE) && set(paging.efer, EFER_NXE);
+        match (access.user, set(entry, USER), access.kind) {
+            (true, false, _) => false,
+            (true, true, AccessKind::Read) => true,
+            (true, true, AccessKind::Write) => set(entry, WRITABLE),
+            (true, true, AccessKind::Fetch) => !nx,
+            (false, false, AccessKind::Read) => true,
+            (false, false, AccessKind::Write) => set(entry, WRITABLE) || !set(paging.cr0, CR0_WP),
+            (false, false, AccessKind::Fetch) => !nx,
+            (false, true, AccessKind::Fetch) => !set(paging.cr4, CR4_SMEP) && !nx,
+            (false, true, kind) => {
+                let open = !set(paging.cr4, CR4_SMAP) || access.alignment_check;
+                let writable = set(entry, WRITABLE) || !set(paging.cr0, CR0_WP);
+                open && (kind == AccessKind::Read || writable)
+            }
+        }
+    }
+
+    #[test]
+    fn every_combination_of_rights_is_decided_as_the_manual_says() {
+        let memory = memory_with(&[(0x1000, 0x2000 | ALL), (0x2000, 0x3000 | ALL), (0x3000, 0x4000 | ALL)]);
+        let leaf = GuestPhys::new(0x4000);
+        for bits in 0..1 << 11 {
+            let bit = |index: u32, value: u64| if bits >> index & 1 != 0 { value } else { 0 };
+            let entry = PRESENT | bit(0, WRITABLE) | bit(1, USER) | bit(2, NO_EXECUTE);
+            let access = Access {
+                user: bit(3, 1) != 0,
+                alignment_check: bit(4, 1) != 0,
+                kind: match bit(5, 1) + bit(6, 2) {
+                    0 => AccessKind::Read,
+                    1 => AccessKind::Write,
+                    _ => AccessKind::Fetch,
+                },
+            };
+            let paging = Paging {
+                cr0: CR0_PG | bit(7, CR0_WP),
+                cr4: CR4_PAE | bit(8, CR4_SMEP) | bit(9, CR4_SMAP),
+                efer: EFER_LMA | bit(10, EFER_NXE),
+                ..LONG
+            };
+            memory.write_u64(leaf, entry | 0x5000).unwrap();
+            let fetch_flag = paging.efer & EFER_NXE != 0 || paging.cr4 & CR4_SMEP != 0;
+            let error = 1
+                | if access.kind == AccessKind::Write { 2 } else { 0 }
+                | if access.user { 4 } else { 0 }
+                | if entry & NO_EXECUTE != 0 && paging.efer & EFER_NXE == 0 { 8 } else { 0 }
+                | if access.kind == AccessKind::Fetch && fetch_flag { 16 } else { 0 };
+            let expected = if error & 8 == 0 && allowed(&paging, access, entry) {
+                Ok((0x5010, 0xff0))
+            } else {
+                Err(error)
+            };
+            assert_eq!(walk(&memory, &paging, 0x10, access), expected, "{paging:x?} {access:?} {entry:#x}");
+            let flags = match (expected, access.kind) {
+                (Err(_), _) => 0,
+                (Ok(_), AccessKind::Write) => ACCESSED | DIRTY,
+                (Ok(_), _) => ACCESSED,
+            };
+            assert_eq!(memory.read_u64(leaf), Ok(entry | 0x5000 | flags));
+        }
+    }
+
+    #[test]
+    fn rights_are_those_that_all_levels_give() {
+        for (level, at) in [0x1000, 0x2000, 0x3000, 0x4000].into_iter().enumerate() {
+            let memory = memory_with(&[
+                (0x1000, 0x2000 | ALL),
+                (0x2000, 0x3000 | ALL),
+                (0x3000, 0x4000 | ALL),
+                (0x4000, 0x5000 | ALL),
+            ]);
+            let user = |kind| walk(&memory, &LONG, 0, Access { user: true, kind, alignment_check: false });
+            assert!(user(AccessKind::Write).is_ok());
+            let entry = memory.read_u64(GuestPhys::new(at)).unwrap();
+            let set = |entry| memory.write_u64(GuestPhys::new(at), entry).unwrap();
+            set(entry & !WRITABLE);
+            assert_eq!((user(AccessKind::Read).is_ok(), user(AccessKind::Write)), (true, Err(7)), "{level}");
+            set(entry & !USER);
+            assert_eq!(user(AccessKind::Read), Err(5), "{level}");
+            set(entry | NO_EXECUTE);
+            assert_eq!(
+                (user(AccessKind::Read).is_ok(), user(AccessKind::Fetch)),
+                (true, Err(0x15)),
+                "{level}"
+            );
+            set(entry | 1 << 40);
+            assert_eq!(user(AccessKind::Read), Err(0xd), "{level}");
+            set(entry | 0x7ff << 52);
+            assert!(user(AccessKind::Read).is_ok(), "bits 52 to 62 are free at level {level}");
+        }
+    }
+
+    #[test]
+    fn a_look_leaves_no_mark() {
+        let memory = memory_with(&[(0x1000, 0x2000 | ALL), (0x2000, ALL | LARGE)]);
+        let found = translate(&memory, &LONG, 5, WRITE, Marking::Leave).unwrap();
+        assert_eq!(found.address, GuestPhys::new(5));
+        assert_eq!(memory.read_u64(GuestPhys::new(0x1000)), Ok(0x2000 | ALL));
+        walk(&memory, &LONG, 5, WRITE).unwrap();
+        assert_eq!(memory.read_u64(GuestPhys::new(0x1000)), Ok(0x2000 | ALL | ACCESSED));
+        assert_eq!(memory.read_u64(GuestPhys::new(0x2000)), Ok(ALL | LARGE | ACCESSED | DIRTY));
+    }
+
+    #[test]
+    fn tables_outside_memory_read_as_all_ones() {
+        let far = Paging { cr3: 0x10_0000, ..LONG };
+        assert_eq!(walk(&memory(), &far, 0, READ), Err(9));
+        assert_eq!(walk(&memory(), &Paging { efer: 0, ..far }, 0, READ), Err(9));
+        assert_eq!(walk(&memory(), &Paging { efer: 0, cr4: CR4_PSE, ..far }, 0, READ), Err(9));
+    }
+}
