@@ -175,6 +175,11 @@ impl<'a> Decoder<'a> {
         }
     }
 
+    /// Doubleword, or quadword by REX.W, of instructions without a word form.
+    fn double_width(&self) -> Width {
+        if self.rex & REX_W != 0 { Width::Qword } else { Width::Dword }
+    }
+
     /// The width by an opcode's lowest bit: clear for bytes.
     fn width_by(&self, opcode: u8) -> Width {
         if opcode & 1 == 0 { Width::Byte } else { self.operand_width() }
@@ -520,7 +525,7 @@ impl<'a> Decoder<'a> {
             }
             0xc0 | 0xc1 => self.register_to_rm(Kind::Xadd, width)?,
             0xc3 => {
-                let width = self.operand_width();
+                let width = self.double_width();
                 let mod_rm = self.mod_rm()?;
                 if mod_rm.is_register || self.operand_prefix || self.repeat.is_some() {
                     return Err(DecodeError::Invalid);
@@ -532,7 +537,7 @@ impl<'a> Decoder<'a> {
                 if mod_rm.reg != 1 || mod_rm.is_register {
                     return Err(DecodeError::Unsupported);
                 }
-                let width = if self.rex & REX_W != 0 { Width::Qword } else { Width::Dword };
+                let width = self.double_width();
                 self.instruction(Kind::CmpxchgPair, width, Operand::Memory(mod_rm.memory), Operand::None)
             }
             _ => return Err(DecodeError::Unsupported),
@@ -593,13 +598,13 @@ impl<'a> Decoder<'a> {
             (false, 7, _) => {
                 self.instruction(Kind::Invlpg, Width::Byte, Operand::Memory(mod_rm.memory), Operand::None)
             }
-            (true, 7, 1) if !prefixed => self.plain(Kind::Rdtscp),
+            (true, 7, 1) => self.plain(Kind::Rdtscp),
             (true, 0, 1) if !prefixed => self.plain(Kind::Vmcall),
             (true, 1, 0) if !prefixed => self.plain(Kind::Monitor),
             (true, 1, 1) if !prefixed => self.plain(Kind::Mwait),
             (true, 2, 0) if !prefixed => self.plain(Kind::Xgetbv),
             (true, 2, 1) if !prefixed => self.plain(Kind::Xsetbv),
-            (true, 3, 1) if !prefixed => self.plain(Kind::Vmmcall),
+            (true, 3, 1) if self.repeat.is_none() => self.plain(Kind::Vmmcall),
             _ => return Err(DecodeError::Unsupported),
         })
     }
