@@ -30,6 +30,7 @@ extern crate alloc;
 pub mod boot;
 pub mod chipset;
 pub mod cpu;
+pub mod cpuid;
 pub mod emulate;
 pub mod memory;
 pub mod time;
