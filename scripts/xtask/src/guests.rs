@@ -98,7 +98,8 @@ fn tree(busybox: &Path, recipe: &Path, tsc: &Path) -> Result<Vec<u8>> {
     archive.file("bin/tsc", 0o755, &read(tsc)?);
     archive.file("etc/inittab", 0o644, &read(&recipe.join("inittab"))?);
     archive.file("etc/rc", 0o755, &read(&recipe.join("rc"))?);
-    archive.file("etc/passwd", 0o644, b"root::0:0:root:/:/bin/sh\n");
+    archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n");
+    archive.file("etc/profile", 0o644, b"export HOME=/root\ncd\n");
     archive.symlink("init", "bin/busybox");
     Ok(archive.finish())
 }

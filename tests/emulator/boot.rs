@@ -1,0 +1,59 @@
+//! The example guest lives: it boots, answers, powers off and comes back; a CPU that cannot says so.
+
+use std::time::Duration;
+
+use xtask::error::{Error, Result};
+use xtask::machine::Machine;
+use xtask::suite::Outcome;
+
+use crate::console::{ANSWER, BOOT, PROMPT, USERSPACE, command, wait_for_shell};
+use crate::lab::Lab;
+
+/// A shell is reached and typed commands are answered.
+pub fn shell_answers(lab: &Lab) -> Result<Outcome> {
+    let mut machine = Machine::spawn(&lab.example())?;
+    wait_for_shell(&mut machine)?;
+    let said = command(&mut machine, "echo answer $((6 * 7)); cat /proc/cmdline", ANSWER)?.join("\n");
+    if said != "answer 42\nconsole=ttyS0" {
+        return Err(Error::failed(format!("the shell answered {said:?}")));
+    }
+    // Job control: an interrupt ends the command in the foreground, not the shell.
+    machine.send("sleep 1000\n")?;
+    machine.expect("sleep 1000", ANSWER)?;
+    machine.send("\x03")?;
+    machine.expect(PROMPT, ANSWER)?;
+    Ok(Outcome::Passed)
+}
+
+/// `poweroff` ends the guest.
+pub fn poweroff(lab: &Lab) -> Result<Outcome> {
+    let mut machine = Machine::spawn(&lab.example())?;
+    wait_for_shell(&mut machine)?;
+    machine.send("poweroff\n")?;
+    machine.expect("powered off", ANSWER)?;
+    Ok(Outcome::Passed)
+}
+
+/// `reboot` starts the guest again, from its kernel to its shell.
+pub fn reboot(lab: &Lab) -> Result<Outcome> {
+    let mut machine = Machine::spawn(&lab.example())?;
+    wait_for_shell(&mut machine)?;
+    command(&mut machine, "touch /tmp/mark", ANSWER)?;
+    machine.send("reboot\n")?;
+    machine.expect(USERSPACE, BOOT)?;
+    machine.expect(PROMPT, ANSWER)?;
+    let files = command(&mut machine, "ls /tmp", ANSWER)?;
+    if files.is_empty() { Ok(Outcome::Passed) } else { Err(Error::failed("the old memory is still there")) }
+}
+
+/// Without AMD-V the payload says so and stays at its console.
+pub fn no_virtualization(lab: &Lab) -> Result<Outcome> {
+    let mut spec = lab.example();
+    spec.cpu = "max,-svm".to_owned();
+    let mut machine = Machine::spawn(&spec)?;
+    machine.expect("(?i)no (hardware )?virtuali[sz]ation|AMD-V|SVM", BOOT)?;
+    match machine.wait_exit(Duration::from_secs(3)) {
+        Err(_) if !machine.transcript().to_lowercase().contains("exception") => Ok(Outcome::Passed),
+        _ => Err(Error::failed(format!("the payload did not stay:\n{}", machine.transcript()))),
+    }
+}

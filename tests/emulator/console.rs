@@ -1,0 +1,37 @@
+//! A guest's shell, typed at.
+
+use std::time::Duration;
+
+use xtask::error::Result;
+use xtask::machine::Machine;
+
+/// Wall time from reset to a guest's shell: an emulator inside an emulated hypervisor, two at a time.
+pub const BOOT: Duration = Duration::from_secs(120);
+
+/// Wall time for a shell's answer.
+pub const ANSWER: Duration = Duration::from_secs(30);
+
+/// What the example guest prints first.
+pub const USERSPACE: &str = "Peerboot example guest: userspace reached";
+
+/// The shell's prompt, an unfinished line.
+pub const PROMPT: &str = "~ # $";
+
+/// Waits for the example guest's shell.
+pub fn wait_for_shell(machine: &mut Machine) -> Result<()> {
+    machine.expect(USERSPACE, BOOT)?;
+    machine.expect(PROMPT, ANSWER).map(|_| ())
+}
+
+/// Types a command and gives its output's lines.
+pub fn command(machine: &mut Machine, line: &str, timeout: Duration) -> Result<Vec<String>> {
+    let before = machine.transcript().len();
+    // The sum tells the answer from the echo of what was typed.
+    machine.send(&format!("{line}; echo finished $((40 + 2))\n"))?;
+    machine.expect("finished 42", timeout)?;
+    machine.expect(PROMPT, ANSWER)?;
+    let transcript = machine.transcript();
+    let said = transcript.get(before..).unwrap_or_default();
+    let end = said.find("finished 42").unwrap_or(said.len());
+    Ok(said.get(..end).unwrap_or_default().lines().skip(1).map(str::to_owned).collect())
+}

@@ -1,0 +1,97 @@
+//! What tests boot: the example ROM, changed copies of it, and the same kernel on bare QEMU.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use xtask::cbfs::Cbfs;
+use xtask::error::{Error, Result};
+use xtask::guests;
+use xtask::machine::{Firmware, Machine, Spec};
+use xtask::project::Project;
+use xtask::run;
+
+/// The board that tests emulate.
+pub const BOARD: &str = "qemu-q35";
+
+/// What all tests share.
+#[derive(Debug)]
+pub struct Lab {
+    project: Project,
+    example: PathBuf,
+}
+
+impl Lab {
+    /// Builds the example ROM where it is out of date.
+    pub fn open() -> Result<Self> {
+        let project = Project::find()?;
+        let example = run::example_rom(&project, BOARD)?;
+        Ok(Self { project, example })
+    }
+
+    /// The source tree.
+    pub fn project(&self) -> &Project {
+        &self.project
+    }
+
+    /// A machine with the example ROM.
+    pub fn example(&self) -> Spec {
+        Spec::new(Firmware::Rom(self.example.clone()))
+    }
+
+    /// A machine without Peerboot: the same kernel and initramfs, started by QEMU's own firmware.
+    pub fn bare(&self) -> Result<Spec> {
+        Ok(Spec::new(Firmware::Bare {
+            kernel: guests::cloud_kernel(&self.project)?,
+            initramfs: Some(guests::initramfs(&self.project)?),
+            bootargs: "console=ttyS0".to_owned(),
+        }))
+    }
+
+    /// A copy of the example ROM for one test to change.
+    pub fn variant(&self, test: &str) -> Result<Variant> {
+        let dir = self.project.build(&format!("tests/{test}"))?;
+        let rom = dir.join("test.rom");
+        fs::copy(&self.example, &rom).map_err(|e| Error::file("copy", &self.example, &e))?;
+        Ok(Variant { cbfs: Cbfs::open(&rom)?, dir, rom })
+    }
+}
+
+/// A ROM of a test's own.
+#[derive(Debug)]
+pub struct Variant {
+    /// Its files.
+    pub cbfs: Cbfs,
+    dir: PathBuf,
+    rom: PathBuf,
+}
+
+impl Variant {
+    /// Puts bytes into a file of the test's directory.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let path = self.dir.join(name);
+        fs::write(&path, bytes).map_err(|e| Error::file("write", &path, &e))?;
+        Ok(path)
+    }
+
+    /// Changes the ROM's bytes behind cbfstool's back.
+    pub fn damage(&self, change: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+        let mut bytes = read(&self.rom)?;
+        change(&mut bytes);
+        fs::write(&self.rom, bytes).map_err(|e| Error::file("write", &self.rom, &e))
+    }
+
+    /// A machine with this ROM.
+    pub fn spec(&self) -> Spec {
+        Spec::new(Firmware::Rom(self.rom.clone()))
+    }
+
+    /// Boots this ROM on the usual machine.
+    pub fn boot(&self) -> Result<Machine> {
+        Machine::spawn(&self.spec())
+    }
+}
+
+/// A file's bytes.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|e| Error::file("read", path, &e))
+}

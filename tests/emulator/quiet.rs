@@ -1,0 +1,54 @@
+//! A guest's kernel finds nothing to complain about that it would not find on bare QEMU.
+
+use std::collections::BTreeSet;
+
+use regex::Regex;
+use xtask::error::{Error, Result};
+use xtask::machine::{Machine, Spec};
+use xtask::suite::Outcome;
+
+use crate::console::{ANSWER, command, wait_for_shell};
+use crate::lab::Lab;
+
+/// Words of complaint at any log level.
+const COMPLAINTS: &str = r"(?i)\bwarn|\bbug\b|call trace|unchecked msr|firmware|\berror|\bfail|unable|cannot|\binvalid|\bunstable|\bbroken|\bnot responding|\bdisabl|\btimed? ?out";
+
+/// The kernel's warnings (levels 0 to 4) and complaints are a part of those on bare QEMU.
+pub fn dmesg_is_as_on_bare_hardware(lab: &Lab) -> Result<Outcome> {
+    let bare: BTreeSet<String> = complaints(&lab.bare()?)?.into_iter().map(|(shape, _)| shape).collect();
+    let news: Vec<String> = complaints(&lab.example())?
+        .into_iter()
+        .filter(|(shape, _)| !bare.contains(shape))
+        .map(|(_, line)| line)
+        .collect();
+    if news.is_empty() {
+        Ok(Outcome::Passed)
+    } else {
+        Err(Error::failed(format!("the kernel says what it does not say on bare QEMU:\n{}", news.join("\n"))))
+    }
+}
+
+/// Each complaint in the kernel's log, without its numbers and with them.
+fn complaints(spec: &Spec) -> Result<Vec<(String, String)>> {
+    let regex = |text: &str| Regex::new(text).map_err(|e| Error::failed(e.to_string()));
+    let entry = regex(r"<(\d+)>\[ *[\d.]+\] (.*)")?;
+    let (complaint, numbers) = (regex(COMPLAINTS)?, regex(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|\d+")?);
+
+    let mut machine = Machine::spawn(spec)?;
+    wait_for_shell(&mut machine)?;
+    let lines = command(&mut machine, "dmesg -r", ANSWER)?;
+    let found: Vec<(String, String)> = lines
+        .iter()
+        .filter_map(|line| {
+            let parts = entry.captures(line)?;
+            let (level, text) = (parts.get(1)?.as_str().parse::<u32>().ok()?, parts.get(2)?.as_str());
+            // The facility stands above the three bits of the level.
+            let speaks = level & 7 <= 4 || complaint.is_match(text);
+            speaks.then(|| (numbers.replace_all(text, "#").into_owned(), text.to_owned()))
+        })
+        .collect();
+    if lines.len() < 100 {
+        return Err(Error::failed(format!("dmesg has only {} lines:\n{}", lines.len(), lines.join("\n"))));
+    }
+    Ok(found)
+}
