@@ -244,12 +244,20 @@ impl Suite<'_> {
         let dir = self.host.target_dir().join("fuzz");
         let mut cargo = self.host.cargo(self.project, "build");
         cargo.env("RUSTFLAGS", COVERAGE).env("CARGO_TARGET_DIR", &dir);
-        cargo.env("CARGO_PROFILE_RELEASE_LTO", "off");
-        command::output(cargo.args(["--release", "--target", TARGET, "-p", "fuzz", "--bin", target]))?;
+        command::output(cargo.args([
+            "--profile",
+            "fuzz",
+            "--target",
+            TARGET,
+            "-p",
+            "fuzz",
+            "--bin",
+            target,
+        ]))?;
 
         let corpus = self.project.build(&format!("fuzz/{target}/corpus"))?;
         let findings = self.project.build(&format!("fuzz/{target}/findings"))?;
-        let mut fuzzer = command::command(&dir.join(TARGET).join("release").join(target).to_string_lossy());
+        let mut fuzzer = command::command(&dir.join(TARGET).join("fuzz").join(target).to_string_lossy());
         fuzzer.arg(format!("-max_total_time={}", if self.options.long { 300 } else { 5 }));
         fuzzer.args(["-timeout=10", "-rss_limit_mb=2048", "-verbosity=0", "-print_final_stats=1"]);
         fuzzer.arg(format!("-artifact_prefix={}/", findings.display())).arg(&corpus);
