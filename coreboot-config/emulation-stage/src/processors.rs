@@ -1,0 +1,170 @@
+//! The other processors: given the same memory types, then halted in memory that the payload keeps.
+#![allow(unsafe_code)] // Processors start in real mode, and run no Rust here.
+
+use alloc::vec::Vec;
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use emulation_stage::mtrr;
+use x86_64::registers::model_specific::Msr;
+
+use crate::{handoff, interrupts, physical};
+
+/// Page below 1 MiB that processors start in; free again once they have arrived.
+const STARTUP_PAGE: u8 = 8;
+/// How long to wait for a second start-up message, and then at all, in ticks of the PM timer: 200 µs and 1 s.
+const SECOND_STARTUP_TICKS: u32 = 716;
+const PATIENCE_TICKS: u32 = 3_579_545;
+
+const MTRR_CAPABILITIES: u32 = 0xFE;
+
+/// What arriving processors read. `park` knows this layout.
+#[repr(C)]
+struct Park {
+    arrived: AtomicU32,
+    writes: u32,
+    first_write: u32,
+}
+
+/// What follows the trampoline's code; it is packed as `lgdt` and `ljmp` want their operands.
+#[repr(C, packed)]
+struct TrampolineData {
+    gdt_limit: u16,
+    gdt: u32,
+    target: u32,
+    selector: u16,
+    park: u32,
+}
+
+/// A register write that every processor does, as `park` reads it.
+#[repr(C)]
+struct MsrWrite {
+    register: u32,
+    low: u32,
+    high: u32,
+}
+
+unsafe extern "C" {
+    static processor_trampoline: u8;
+    static processor_trampoline_data: u8;
+    static processor_park: u8;
+}
+
+global_asm!(
+    r#"
+    .text
+    .balign 16
+    .code16
+    .globl processor_trampoline, processor_trampoline_data, processor_park
+processor_trampoline:
+    cli
+    cld
+    lgdtl %cs:(processor_trampoline_data - processor_trampoline)
+    movl %cs:(processor_trampoline_data - processor_trampoline + 12), %ebx
+    movl %cr0, %eax
+    andl $0x9FFFFFFF, %eax
+    orl $1, %eax
+    movl %eax, %cr0
+    ljmpl *%cs:(processor_trampoline_data - processor_trampoline + 6)
+processor_trampoline_data:
+    .skip 16
+
+    // Runs at its physical address; EBX is that of `Park`.
+    .balign 16
+    .code32
+processor_park:
+    movw $0x10, %ax
+    movw %ax, %ds
+    movw %ax, %es
+    movw %ax, %ss
+    movw %ax, %fs
+    movw %ax, %gs
+    movl 4(%ebx), %esi
+    movl 8(%ebx), %edi
+1:  testl %esi, %esi
+    jz 2f
+    movl (%edi), %ecx
+    movl 4(%edi), %eax
+    movl 8(%edi), %edx
+    wrmsr
+    addl $12, %edi
+    decl %esi
+    jmp 1b
+2:  lock incl (%ebx)
+3:  cli
+    hlt
+    jmp 3b
+    .code64
+    "#,
+    options(att_syntax)
+);
+
+/// Makes this processor and the `count - 1` others cache RAM up to `low_end` but not what is between it and
+/// 4 GiB, and halts the others. Returns how many of them arrived; `timer` is the PM timer.
+pub fn start(count: u32, low_end: u64, timer: fn() -> u32) -> u32 {
+    let writes = memory_type_writes(low_end);
+    for write in &writes {
+        let value = u64::from(write.high) << 32 | u64::from(write.low);
+        // SAFETY: these are MTRRs; all memory in use stays cacheable throughout.
+        unsafe { Msr::new(write.register).write(value) };
+    }
+    let park = Park {
+        arrived: AtomicU32::new(0),
+        writes: writes.len() as u32,
+        first_write: physical::address_of(writes.as_ptr()) as u32,
+    };
+    place_trampoline(&park);
+    interrupts::reset_others();
+    interrupts::start_others(STARTUP_PAGE);
+    let others = count.saturating_sub(1);
+    let arrived = || park.arrived.load(Ordering::Acquire);
+    if !wait(timer, SECOND_STARTUP_TICKS, || arrived() >= others) {
+        interrupts::start_others(STARTUP_PAGE);
+        wait(timer, PATIENCE_TICKS, || arrived() >= others);
+    }
+    arrived()
+}
+
+fn wait(timer: fn() -> u32, ticks: u32, done: impl Fn() -> bool) -> bool {
+    let start = timer();
+    while !done() {
+        if timer().wrapping_sub(start) & 0x00FF_FFFF > ticks {
+            return done();
+        }
+        core::hint::spin_loop();
+    }
+    true
+}
+
+fn memory_type_writes(low_end: u64) -> Vec<MsrWrite> {
+    use core::arch::x86_64::__cpuid;
+    if __cpuid(1).edx & 1 << 12 == 0 {
+        return Vec::new();
+    }
+    let address_bits = match __cpuid(0x8000_0000).eax {
+        0x8000_0008.. => __cpuid(0x8000_0008).eax & 0xFF,
+        _ => 36,
+    };
+    // SAFETY: CPUID says that there are MTRRs.
+    let variable = unsafe { Msr::new(MTRR_CAPABILITIES).read() } & 0xFF;
+    mtrr::writes(low_end..1 << 32, variable as usize, address_bits)
+        .into_iter()
+        .map(|(register, value)| MsrWrite { register, low: value as u32, high: (value >> 32) as u32 })
+        .collect()
+}
+
+fn place_trampoline(park: &Park) {
+    let code = &raw const processor_trampoline;
+    let target = physical::address_of(&raw const processor_park) as u32;
+    let (gdt, gdt_limit) = handoff::gdt();
+    let park = physical::address_of(park) as u32;
+    let data = TrampolineData { gdt_limit, gdt: gdt as u32, target, selector: 0x08, park };
+    let size = &raw const processor_trampoline_data as usize - code as usize;
+    let page = u64::from(STARTUP_PAGE) << 12;
+    // SAFETY: low memory is free RAM until the payload is loaded.
+    let page = unsafe { physical::bytes(page, size + size_of::<TrampolineData>()) };
+    // SAFETY: the symbols enclose the code, which nothing writes to.
+    page[..size].copy_from_slice(unsafe { core::slice::from_raw_parts(code, size) });
+    // SAFETY: the page has room for it, and the type is packed.
+    unsafe { page.as_mut_ptr().add(size).cast::<TrampolineData>().write(data) };
+}
