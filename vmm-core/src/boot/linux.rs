@@ -307,7 +307,7 @@ impl<'a> Kernel<'a> {
     ) -> Result<CpuState, LinuxError> {
         self.check_command_line(bootargs)?;
         let ramdisk = ramdisk.unwrap_or_default();
-        let placement = self.place(map.low_end(), ramdisk.len() as u64)?;
+        let placement = self.place(map, ramdisk.len() as u64)?;
         memory.write(GuestPhys::new(placement.kernel), self.body)?;
         memory.write(GuestPhys::new(placement.ramdisk), ramdisk)?;
         write_command_line(memory, bootargs)?;
@@ -327,26 +327,22 @@ impl<'a> Kernel<'a> {
 
     /// The kernel goes where it prefers, or as low as it can where that is too high for this guest; the
     /// ramdisk as high as it may, out of the way of what the kernel allocates first.
-    fn place(&self, low_end: u64, ramdisk_len: u64) -> Result<Placement, LinuxError> {
-        let ramdisk_end = low_end.min(self.ramdisk_max.saturating_add(1));
-        let ramdisk = ramdisk_end.saturating_sub(ramdisk_len) & !PAGE_SIZE.wrapping_sub(1);
-        let room_end = if ramdisk_len == 0 { low_end } else { ramdisk };
+    fn place(&self, map: &MemoryMap, ramdisk_len: u64) -> Result<Placement, LinuxError> {
         let lowest = self.alignment.and_then(|alignment| LOWEST_KERNEL.checked_next_multiple_of(alignment));
-        let fits =
-            |start: &u64| start.checked_add(self.init_size).is_some_and(|kernel_end| kernel_end <= room_end);
-        let kernel = Some(self.preferred).filter(fits).or(lowest.filter(fits));
-        // An end below the ramdisk's length would have wrapped it under its own end.
-        match kernel.filter(|_| ramdisk_len <= ramdisk_end) {
-            Some(kernel) => Ok(Placement { kernel, ramdisk }),
-            None => Err(LinuxError::NotEnoughMemory {
-                needed: lowest
-                    .unwrap_or(self.preferred)
-                    .min(self.preferred)
-                    .saturating_add(self.init_size)
-                    .saturating_add(ramdisk_len.next_multiple_of(PAGE_SIZE)),
-                found: low_end,
-            }),
-        }
+        let placed = map.highest_place(ramdisk_len, self.ramdisk_max.saturating_add(1)).and_then(|ramdisk| {
+            let room_end = if ramdisk_len == 0 { map.low_end() } else { ramdisk };
+            let fits = |start: &u64| start.checked_add(self.init_size).is_some_and(|end| end <= room_end);
+            let kernel = Some(self.preferred).filter(fits).or(lowest.filter(fits))?;
+            Some(Placement { kernel, ramdisk })
+        });
+        placed.ok_or_else(|| {
+            let kernel = lowest.unwrap_or(self.preferred).min(self.preferred);
+            let ramdisk = ramdisk_len.next_multiple_of(PAGE_SIZE);
+            LinuxError::NotEnoughMemory {
+                needed: kernel.saturating_add(self.init_size).saturating_add(ramdisk),
+                found: map.low_end(),
+            }
+        })
     }
 
     fn write_boot_params(

@@ -168,6 +168,12 @@ impl MemoryMap {
             .collect()
     }
 
+    /// The highest page in memory below 4 GiB from which on `len` bytes end before `limit`, if they fit there.
+    pub fn highest_place(&self, len: u64, limit: u64) -> Option<u64> {
+        let start = self.low.min(limit).checked_sub(len)?;
+        Some(start & !PAGE_SIZE.wrapping_sub(1))
+    }
+
     /// Above 4 GiB, where PCI devices' memory goes: behind all memory, if the address width leaves room.
     pub fn pci_memory_64(&self) -> Option<Range<u64>> {
         let start =

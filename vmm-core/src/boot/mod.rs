@@ -3,6 +3,7 @@
 pub mod acpi;
 pub mod linux;
 pub mod memory_map;
+pub mod pvh;
 
 mod first_megabyte;
 
