@@ -147,3 +147,6 @@ pub fn port<C: CpuView + ?Sized, B: Bus + ?Sized>(
     }
     Ok(Progress::Done)
 }
+
+#[cfg(test)]
+mod tests;
