@@ -2,7 +2,7 @@
 //!
 //! [`tables`] reads what coreboot says about the machine (and writes it, for who stands in for coreboot);
 //! [`fmap`] and [`cbfs`] find files in the flash; [`selfboot`] is how a payload lies in one of them;
-//! [`cbmem_console`] and [`timestamps`] are the two
+//! `manifest` is the file that says which guests to start. [`cbmem_console`] and [`timestamps`] are the two
 //! logs in coreboot's memory that a payload goes on writing.
 //!
 //! Nothing here touches hardware: memory is read through [`PhysicalMemory`], flash is a byte slice.
@@ -35,6 +35,8 @@ mod bytes;
 pub mod cbfs;
 pub mod cbmem_console;
 pub mod fmap;
+#[cfg(feature = "manifest")]
+pub mod manifest;
 
 mod physical_memory;
 pub mod selfboot;

@@ -1,0 +1,76 @@
+//! A guest's devices: child nodes of its node.
+
+use alloc::{string::String, vec::Vec};
+
+use super::{
+    error::{GuestError, Warning},
+    node::Node,
+    source::Source,
+};
+
+const DISK: &str = "peerboot,disk";
+const NETWORK: &str = "peerboot,network";
+
+/// A disk of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The node's name.
+    pub name: String,
+    /// What is on it.
+    pub source: Source,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// A network interface of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The node's name.
+    pub name: String,
+    /// The switch it is plugged into; guests at one switch reach each other.
+    pub switch: String,
+    /// Its address, where the manifest gives one: of a single station, not all zeros.
+    pub mac_address: Option<[u8; 6]>,
+}
+
+/// The devices in a guest's child nodes, each kind in the nodes' order.
+pub(super) fn read(
+    guest: &Node<'_, '_>,
+    warnings: &mut Vec<Warning>,
+) -> Result<(Vec<Disk>, Vec<Network>), GuestError> {
+    let mut disks = Vec::new();
+    let mut networks = Vec::new();
+    for node in guest.children() {
+        if node.is_compatible(DISK) {
+            node.warn_of_unknown_properties(&["compatible", "source", "read-only"], warnings);
+            disks.push(disk(&node)?);
+        } else if node.is_compatible(NETWORK) {
+            node.warn_of_unknown_properties(&["compatible", "switch", "mac-address"], warnings);
+            networks.push(network(&node)?);
+        } else {
+            warnings.push(node.unknown());
+        }
+    }
+    Ok((disks, networks))
+}
+
+fn disk(node: &Node<'_, '_>) -> Result<Disk, GuestError> {
+    let source = node.needed_source("source")?;
+    let read_only = node.flag("read-only")?;
+    // The ROM is not written while guests run.
+    if matches!(source, Source::Cbfs(_)) && !read_only {
+        return Err(node.wrong("read-only", "it, as a file in the ROM can only be read"));
+    }
+    Ok(Disk { name: node.name().into(), source, read_only })
+}
+
+fn network(node: &Node<'_, '_>) -> Result<Network, GuestError> {
+    let switch = node.text("switch")?.filter(|switch| !switch.is_empty());
+    let switch = switch.ok_or_else(|| node.wrong("switch", "the name of a switch"))?;
+    let mac_address = node.value("mac-address").map(|value| {
+        let address = <[u8; 6]>::try_from(value).ok();
+        let station = address.filter(|[first, ..]| first & 1 == 0).filter(|address| *address != [0; 6]);
+        station.ok_or_else(|| node.wrong("mac-address", "six bytes, the address of a single station"))
+    });
+    Ok(Network { name: node.name().into(), switch: switch.into(), mac_address: mac_address.transpose()? })
+}

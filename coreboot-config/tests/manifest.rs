@@ -1,0 +1,131 @@
+//! Manifests as users write them, compiled by the real dtc.
+
+use std::{
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use coreboot_config::manifest::{Action, Boot, Console, Manifest, Source};
+
+/// The blob that dtc makes of the source, and what dtc had to say.
+fn compile(source: &str) -> (Vec<u8>, String) {
+    let mut dtc = Command::new("dtc")
+        .args(["-I", "dts", "-O", "dtb", "-o", "-", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("dtc (Debian package device-tree-compiler) is needed");
+    dtc.stdin.take().unwrap().write_all(source.as_bytes()).unwrap();
+    let output = dtc.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    (output.stdout, said)
+}
+
+fn project_file(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn the_boards_example_is_sound() {
+    let (blob, said) = compile(&project_file("boards/qemu-q35/guests.dts"));
+    assert_eq!(said, "");
+    let manifest = Manifest::parse(&blob).unwrap();
+    assert_eq!(manifest.warnings, []);
+    let guests: Vec<_> = manifest.guests.into_iter().map(Result::unwrap).collect();
+    assert_eq!(guests.len(), 1);
+    assert_eq!(guests[0].name, "debian");
+    assert!(guests[0].autostart);
+    let files: Vec<_> = guests[0].boot.files().cloned().collect();
+    let cbfs = |name: &str| Source::Cbfs(name.into());
+    assert_eq!(files, [cbfs("guests/debian/vmlinuz"), cbfs("guests/debian/initramfs")]);
+}
+
+/// The reference's example shows every property; the reference names every one, too.
+#[test]
+fn the_references_example_means_what_it_says() {
+    let reference = project_file("../docs/manifest.md");
+    let source = reference.split("```dts\n").nth(1).unwrap().split("```").next().unwrap();
+    let (blob, said) = compile(source);
+    assert_eq!(said, "");
+    let manifest = Manifest::parse(&blob).unwrap();
+    assert_eq!(manifest.warnings, []);
+    let guests: Vec<_> = manifest.guests.into_iter().map(Result::unwrap).collect();
+    let [web, probe] = guests.as_slice() else { panic!("{guests:?}") };
+
+    assert_eq!((web.name.as_str(), web.node.as_str()), ("web", "/chosen/guest-1"));
+    assert_eq!((web.memory, web.cpus, web.weight), (6 << 30, 2, 512));
+    assert_eq!(web.cpu_affinity, [2, 3]);
+    let Boot::Linux(kernel) = &web.boot else { panic!("{:?}", web.boot) };
+    assert_eq!(kernel.bootargs, "console=ttyS0");
+    assert_eq!(kernel.image.to_string(), "cbfs:guests/web/vmlinuz");
+    assert_eq!(
+        (web.on_crash, web.on_reboot, web.on_poweroff),
+        (Action::Restart, Action::Restart, Action::Stop)
+    );
+    assert_eq!((web.console, web.autostart, web.debug_port), (Console::Uart, true, false));
+    assert_eq!((web.disks[0].name.as_str(), web.disks[0].read_only), ("tools", true));
+    assert_eq!(web.networks[0].switch, "lan");
+    assert_eq!(web.networks[0].mac_address, Some([2, 0, 0, 0, 0, 1]));
+
+    assert_eq!((probe.name.as_str(), probe.memory), ("probe", 16 << 20));
+    assert!(matches!(probe.boot, Boot::Pvh(_)));
+    assert_eq!((probe.console, probe.debug_port), (Console::None, true));
+
+    let mut properties = 0;
+    for line in
+        source.lines().map(str::trim).filter(|line| line.contains(';') && !line.starts_with(['}', '/']))
+    {
+        let property = line.split([' ', ';']).next().unwrap();
+        assert!(reference.contains(&format!("| `{property}` |")), "{property} is not in the reference");
+        properties += 1;
+    }
+    assert_eq!(properties, 28);
+}
+
+#[test]
+fn what_dtc_adds_on_its_own_is_no_cause_for_warnings() {
+    // References to labels make phandles; deleted nodes and comments leave nothing.
+    let (blob, _) = compile(
+        r#"/dts-v1/;
+        / {
+            compatible = "peerboot,manifest-v1";
+            aliases { first = &g; };
+            chosen {
+                g: g { compatible = "vendor,special", "peerboot,guest"; memory = <0x10000>; boot = "pvh"; kernel = "cbfs:k"; };
+                gone: gone { };
+            };
+        };
+        &g { cpus = <2>; cpu-affinity = <&g>; };
+        /delete-node/ &gone;"#,
+    );
+    let manifest = Manifest::parse(&blob).unwrap();
+    let guest = manifest.guests[0].as_ref().unwrap();
+    assert_eq!((guest.memory, guest.cpus), (64 << 20, 2));
+    let warnings: Vec<_> = manifest.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings, ["manifest: node /aliases: unknown here, not used"]);
+}
+
+#[test]
+fn a_wrong_guest_leaves_the_others() {
+    let (blob, _) = compile(
+        r#"/dts-v1/;
+        / {
+            compatible = "peerboot,manifest-v1";
+            chosen {
+                bad { compatible = "peerboot,guest"; memory = "lots"; boot = "linux"; kernel = "cbfs:k"; };
+                good { compatible = "peerboot,guest"; memory = <0x10000>; boot = "linux"; kernel = "cbfs:k"; };
+            };
+        };"#,
+    );
+    let manifest = Manifest::parse(&blob).unwrap();
+    assert_eq!(
+        manifest.guests[0].as_ref().unwrap_err().to_string(),
+        "manifest: node /chosen/bad, property memory: found \"lots\", \
+         expected KiB in one or two cells, at least 1024, a multiple of 4"
+    );
+    assert_eq!(manifest.guests[1].as_ref().unwrap().name, "good");
+}
