@@ -22,9 +22,10 @@ const ECAM: Range<u64> = 0xB000_0000..0xC000_0000;
 const PCIEXBAR: u16 = 0x60;
 const PCIEXBAR_ENABLE: u32 = 1;
 
-/// PAM0 is the second byte of register 0x90, PAM6 the third of 0x94: what 0xC0000 to 0xFFFFF is.
-const PAM0_TO_2: u16 = 0x90;
-const PAM3_TO_6: u16 = 0x94;
+/// Programmable attribute maps: what 0xC0000 to 0xFFFFF is. PAM0's high half is for 0xF0000 and up; each other
+/// byte is for two lower parts.
+const PAM0_TO_3: u16 = 0x90;
+const PAM4_TO_6: u16 = 0x94;
 /// System management RAM control, the second byte of this register.
 const SMRAM: u16 = 0x9C;
 /// Closed, locked until reset; compatible SMRAM is at 0xA0000.
@@ -68,10 +69,10 @@ impl Q35 {
         Ports.write(HOST_BRIDGE, PCIEXBAR, ECAM.start as u32 | PCIEXBAR_ENABLE);
         let mut config = Ecam;
         // RAM instead of flash at 0xC0000 to 0xFFFFF.
-        let pam0 = config.read(HOST_BRIDGE, PAM0_TO_2) & 0x0000_00FF;
-        config.write(HOST_BRIDGE, PAM0_TO_2, pam0 | 0x3333_3000);
-        let after = config.read(HOST_BRIDGE, PAM3_TO_6) & 0xFF00_0000;
-        config.write(HOST_BRIDGE, PAM3_TO_6, after | 0x0033_3333);
+        let unused = config.read(HOST_BRIDGE, PAM0_TO_3) & 0x0000_000F;
+        config.write(HOST_BRIDGE, PAM0_TO_3, unused | 0x3333_3330);
+        let after = config.read(HOST_BRIDGE, PAM4_TO_6) & 0xFF00_0000;
+        config.write(HOST_BRIDGE, PAM4_TO_6, after | 0x0033_3333);
         // No code of ours runs in system management mode, and nobody's shall.
         let smram = config.read(HOST_BRIDGE, SMRAM) & 0xFFFF_00FF;
         config.write(HOST_BRIDGE, SMRAM, smram | SMRAM_LOCKED << 8);
