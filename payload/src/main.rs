@@ -1,2 +1,192 @@
-//! x
-fn main() {}
+//! The payload: what coreboot loads and jumps to, and what never gives the machine away again.
+//!
+//! [`boot`] is the story, from the first instruction on.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+// Off the target only the pure parts are compiled into tests; nothing calls the rest.
+#![cfg_attr(not(target_os = "none"), allow(dead_code))]
+
+extern crate alloc;
+
+mod console;
+#[cfg(target_os = "none")]
+mod entry;
+mod flash;
+mod host;
+mod log;
+mod prompt;
+mod timeline;
+
+use alloc::vec::Vec;
+use console::{cbmem, framebuffer, serial};
+use core::fmt::Display;
+use coreboot_config::tables::{CorebootTable, MemoryKind, Serial, SerialKind};
+use host::acpi::Acpi;
+use host::memory::{FrameAllocator, Range, Record, Use};
+use host::physical::{EarlyMemory, FirmwareMemory};
+use host::time::{Calibration, Clock};
+use host::{acpi, apic, cpu, interrupts};
+use timeline::Step;
+
+/// The first serial port of a PC: only to say that there is no coreboot table.
+const LAST_RESORT: Serial =
+    Serial { kind: SerialKind::Port, base: 0x3f8, baud: 115_200, register_width: 1, input_hertz: 0 };
+
+/// The boot: `table` is the address that coreboot passed, `entry_tsc` the TSC at the first instruction.
+fn boot(table: u64, entry_tsc: u64) -> ! {
+    timeline::mark_at(Step::PayloadEntry, entry_tsc);
+    host::start_cpu();
+
+    let table = CorebootTable::find(&EarlyMemory, Some(table)).unwrap_or_else(|error| {
+        let _ = serial::start(&LAST_RESORT);
+        error!("{error}: coreboot must start this payload");
+        log::flush();
+        cpu::halt()
+    });
+    start_serial(&table);
+    greet(&table);
+
+    let frames = start_memory(&table);
+    start_other_consoles(&table);
+
+    let acpi = read_acpi(&table);
+    let clock = start_interrupts_and_time(&table, acpi.as_ref(), entry_tsc);
+    timeline::mark(Step::Devices);
+
+    let cbfs = flash::cbfs(&table);
+    match &cbfs {
+        Ok(cbfs) => info!("flash: CBFS with {} files", cbfs.files().filter(Result::is_ok).count()),
+        Err(error) => error!("flash: {error}"),
+    }
+
+    timeline::print(clock);
+    publish_timeline(&table);
+    prompt::run(&prompt::Machine { frames, clock, acpi: acpi.as_ref() })
+}
+
+/// Says who we are, where, and what was wrong with the table.
+fn greet(table: &CorebootTable) {
+    let (vendor, part) =
+        table.mainboard().map_or(("unknown", "board"), |board| (&board.vendor, &board.part_number));
+    info!("Peerboot {} on {vendor} {part}", env!("CARGO_PKG_VERSION"));
+    info!("coreboot {}, table at {:#x}", table.version().unwrap_or("of unknown version"), table.address());
+    table.problems().iter().for_each(|problem| warn!("coreboot table: {problem}"));
+}
+
+/// Opens the serial console where it can be reached already: at ports.
+fn start_serial(table: &CorebootTable) {
+    if let Some(record) = table.serial().filter(|record| record.kind == SerialKind::Port) {
+        complain("serial console", serial::start(&record));
+    }
+}
+
+/// Sorts out memory, and moves to page tables and a heap of our own.
+fn start_memory(table: &CorebootTable) -> &'static FrameAllocator {
+    let records: Vec<Record> = table
+        .memory_ranges()
+        .map(|range| {
+            let usage = match range.kind {
+                MemoryKind::Ram => Use::Ram,
+                MemoryKind::Table | MemoryKind::Acpi | MemoryKind::Nvs => Use::Tables,
+                _ => Use::Reserved,
+            };
+            (Range::with_len(range.start, range.size), usage)
+        })
+        .collect();
+    let (frames, audit) = host::start_memory(&records);
+    info!(
+        "memory: {} MiB free; {} KiB executable, {} KiB read-only, {} MiB writable, none both",
+        frames.free() >> 20,
+        audit.executable >> 10,
+        audit.readable >> 10,
+        audit.writable >> 20
+    );
+    frames
+}
+
+/// Opens the consoles that are memory: the screen, coreboot's log, and serial ports other than at ports.
+fn start_other_consoles(table: &CorebootTable) {
+    if let Some(record) = table.serial().filter(|record| record.kind == SerialKind::Memory) {
+        complain("serial console", serial::start(&record));
+    }
+    if let Some(record) = table.framebuffer() {
+        complain("framebuffer", framebuffer::start(&record));
+    }
+    if let Some(address) = table.cbmem_console() {
+        complain("CBMEM console", cbmem::start(address).map(drop));
+    }
+}
+
+/// Reads the ACPI tables; the machine can do without.
+fn read_acpi(table: &CorebootTable) -> Option<Acpi> {
+    let rsdp = table.acpi_rsdp().or_else(|| acpi::find_rsdp(&FirmwareMemory));
+    let Some(rsdp) = rsdp else {
+        warn!("there are no ACPI tables");
+        return None;
+    };
+    match Acpi::read(&FirmwareMemory, rsdp) {
+        Ok(acpi) => {
+            acpi.problems.iter().for_each(|problem| warn!("{problem}"));
+            info!("ACPI: {:?} from {rsdp:#x}", acpi.tables);
+            Some(acpi)
+        }
+        Err(problem) => {
+            warn!("{problem}");
+            None
+        }
+    }
+}
+
+/// Starts the local APIC, the clock and the serial console's interrupt.
+fn start_interrupts_and_time(table: &CorebootTable, acpi: Option<&Acpi>, entry_tsc: u64) -> &'static Clock {
+    apic::silence_pic();
+    complain("local APIC", apic::local::start());
+    let calibration = Calibration::start(acpi);
+    if let Some(madt) = acpi.and_then(|acpi| acpi.madt.as_ref()) {
+        info!(
+            "interrupts: CPU {} of {} in {} mode",
+            apic::local::id(),
+            madt.cpus.iter().filter(|cpu| cpu.enabled).count(),
+            apic::local::mode()
+        );
+        match apic::io::IoApics::start(madt) {
+            Ok(io_apics) => route_serial(table, &io_apics),
+            Err(error) => warn!("I/O APIC: {error}"),
+        }
+    }
+    calibration.finish(entry_tsc)
+}
+
+/// Lets the serial port's interrupt through; without it the port is polled.
+fn route_serial(table: &CorebootTable, io_apics: &apic::io::IoApics) {
+    let Some(irq) = table.serial().as_ref().and_then(serial::isa_interrupt) else { return };
+    interrupts::on_serial(serial::poll);
+    match io_apics.route_isa(irq, interrupts::vector::SERIAL, apic::local::id()) {
+        Ok(()) => serial::use_interrupts(),
+        Err(error) => warn!("serial console: {error}; it is polled"),
+    }
+}
+
+/// Adds our steps to coreboot's timestamps.
+fn publish_timeline(table: &CorebootTable) {
+    if let Some(address) = table.timestamps() {
+        complain("timestamps", timeline::publish(address).map(drop));
+    }
+}
+
+/// Warns where something that the machine can do without does not work.
+fn complain<E: Display>(what: &str, result: Result<(), E>) {
+    if let Err(error) = result {
+        warn!("{what}: {error}");
+    }
+}
+
+#[cfg(target_os = "none")]
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo) -> ! {
+    host::exceptions::panic(info)
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("this is firmware: build it for x86_64-unknown-none, or run its tests");
+}

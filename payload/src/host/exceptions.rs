@@ -1,0 +1,158 @@
+//! What is said when the CPU finds fault with us: registers, and who called whom.
+//!
+//! `scripts/symbolize` turns the addresses into functions and lines.
+// Unsafe because a backtrace reads the stack as raw memory.
+#![allow(unsafe_code)]
+
+use super::cpu::{self, Features};
+use super::interrupts::Interrupted;
+use super::stacks;
+use crate::{error, log};
+use core::arch::asm;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// How many callers a backtrace names.
+const DEPTH: usize = 32;
+/// Vectors that are no fault of the code they interrupt.
+const NMI: u8 = 2;
+const MACHINE_CHECK: u8 = 18;
+/// IA32_MCG_CAP, IA32_MCG_STATUS, and the first bank's IA32_MC0_STATUS (SDM 3B, 16.3).
+const MCG_CAP: u32 = 0x179;
+const MCG_STATUS: u32 = 0x17a;
+const MC0_STATUS: u32 = 0x401;
+
+/// The exceptions' names (SDM 3, table 6-1).
+const NAMES: [&str; 32] = [
+    "#DE divide error",
+    "#DB debug",
+    "NMI",
+    "#BP breakpoint",
+    "#OF overflow",
+    "#BR bound range",
+    "#UD invalid opcode",
+    "#NM device not available",
+    "#DF double fault",
+    "coprocessor overrun",
+    "#TS invalid TSS",
+    "#NP segment not present",
+    "#SS stack fault",
+    "#GP general protection",
+    "#PF page fault",
+    "reserved",
+    "#MF x87 error",
+    "#AC alignment",
+    "#MC machine check",
+    "#XM vector arithmetic",
+    "#VE virtualization",
+    "#CP control protection",
+    "reserved",
+    "reserved",
+    "reserved",
+    "reserved",
+    "reserved",
+    "reserved",
+    "#HV hypervisor injection",
+    "#VC VMM communication",
+    "#SX security",
+    "reserved",
+];
+
+/// Set while a failure is being told: a second one must not start over.
+static FAILING: AtomicBool = AtomicBool::new(false);
+
+/// Reports exception `vector`. Returns from an NMI only: nothing else of ours can go on.
+pub fn report(vector: u8, at: &Interrupted) {
+    let name = NAMES[usize::from(vector) % NAMES.len()];
+    if vector == NMI {
+        error!("a non-maskable interrupt came while at {:#x}", at.rip);
+        return;
+    }
+    if FAILING.swap(true, Ordering::Relaxed) {
+        error!("{name} at {:#x} while reporting a failure", at.rip);
+        cpu::halt();
+    }
+    error!("{name} (vector {vector}), error code {:#x}, on CPU {}", at.error_code, cpu::this().number);
+    if vector == MACHINE_CHECK {
+        report_machine_check();
+    }
+    error!("rip {:#018x}  rflags {:#x}  cs {:#x}  ss {:#x}", at.rip, at.rflags, at.cs, at.ss);
+    error!("rax {:#018x}  rbx {:#018x}  rcx {:#018x}  rdx {:#018x}", at.rax, at.rbx, at.rcx, at.rdx);
+    error!("rsi {:#018x}  rdi {:#018x}  rbp {:#018x}  rsp {:#018x}", at.rsi, at.rdi, at.rbp, at.rsp);
+    error!("r8  {:#018x}  r9  {:#018x}  r10 {:#018x}  r11 {:#018x}", at.r8, at.r9, at.r10, at.r11);
+    error!("r12 {:#018x}  r13 {:#018x}  r14 {:#018x}  r15 {:#018x}", at.r12, at.r13, at.r14, at.r15);
+    let (cr2, cr3, cr4) = control_registers();
+    error!("cr2 {cr2:#018x}  cr3 {cr3:#x}  cr4 {cr4:#x}");
+    if let Some(stack) = stacks::hit_guard(cr2).filter(|_| vector == 14 || vector == 8) {
+        error!("{cr2:#x} is the guard page below {stack}: that stack is full");
+    }
+    error!("at {:#x}", at.rip);
+    backtrace(at.rbp);
+    log::flush();
+    cpu::halt()
+}
+
+/// Tells a panic and stops this CPU.
+pub fn panic(info: &PanicInfo) -> ! {
+    if FAILING.swap(true, Ordering::Relaxed) {
+        cpu::halt();
+    }
+    error!("{info}");
+    let frame: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags)) }
+    backtrace(frame);
+    log::flush();
+    cpu::halt()
+}
+
+/// Names the callers that the chain of frame pointers from `frame` on leads to, as far as it lies on a stack
+/// of ours.
+fn backtrace(mut frame: u64) {
+    let Some(stack) = stacks::containing(frame) else { return };
+    for _ in 0..DEPTH {
+        if !frame.is_multiple_of(8) || frame < stack.start || frame + 16 > stack.end {
+            return;
+        }
+        // SAFETY: both words lie on a mapped stack, whatever they hold.
+        let (next, caller) =
+            unsafe { ((frame as *const u64).read_volatile(), (frame as *const u64).add(1).read_volatile()) };
+        if caller == 0 {
+            return;
+        }
+        error!("called from {caller:#x}");
+        // Stacks grow down, so a caller's frame lies higher; anything else is damage.
+        if next <= frame {
+            return;
+        }
+        frame = next;
+    }
+}
+
+/// CR2, CR3 and CR4.
+fn control_registers() -> (u64, u64, u64) {
+    let (cr2, cr3, cr4);
+    // SAFETY: reads registers.
+    unsafe {
+        asm!("mov {}, cr2", "mov {}, cr3", "mov {}, cr4", out(reg) cr2, out(reg) cr3, out(reg) cr4,
+            options(nomem, nostack, preserves_flags));
+    }
+    (cr2, cr3, cr4)
+}
+
+/// Names the banks that hold an error.
+fn report_machine_check() {
+    if !Features::read().machine_check {
+        return;
+    }
+    let banks = cpu::read_msr(MCG_CAP) as u32 & 0xff;
+    error!("machine check status {:#x}", cpu::read_msr(MCG_STATUS));
+    for bank in 0..banks {
+        let status = cpu::read_msr(MC0_STATUS + 4 * bank);
+        // VAL: the bank holds an error; ADDRV: it knows where.
+        if status >> 63 == 1 {
+            let address = if status >> 58 & 1 == 1 { cpu::read_msr(MC0_STATUS + 4 * bank + 1) } else { 0 };
+            error!("bank {bank}: status {status:#018x}, address {address:#x}");
+        }
+    }
+}

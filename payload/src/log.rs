@@ -1,0 +1,184 @@
+//! Log lines: to every attached sink, and into a history that a sink attached later is given first.
+//!
+//! A line is never waited for without end: where the log's own lock is held by what an exception
+//! interrupted, the line goes out without it.
+
+use core::fmt::{self, Write};
+use core::time::Duration;
+use spin::{Mutex, MutexGuard, Once};
+
+/// Logs what the user will want to know.
+#[macro_export]
+macro_rules! info {
+    ($($argument:tt)*) => { $crate::log::line("", format_args!($($argument)*)) };
+}
+
+/// Logs what is wrong but can be lived with.
+#[macro_export]
+macro_rules! warn {
+    ($($argument:tt)*) => { $crate::log::line("warning: ", format_args!($($argument)*)) };
+}
+
+/// Logs what failed.
+#[macro_export]
+macro_rules! error {
+    ($($argument:tt)*) => { $crate::log::line("error: ", format_args!($($argument)*)) };
+}
+
+/// Somewhere that log lines go.
+pub trait Sink: Sync {
+    /// Writes `text`, which may be part of a line; lines end in `\n`.
+    fn write(&self, text: &str);
+    /// Waits until all that was written is out.
+    fn flush(&self) {}
+}
+
+/// How often a held lock is tried before a line goes without it.
+const LOCK_TRIES: u32 = 1_000_000;
+/// What the history holds, in bytes.
+const HISTORY: usize = 0x4000;
+
+static SINKS: [Once<&'static dyn Sink>; 4] = [const { Once::new() }; 4];
+static CLOCK: Once<fn() -> Duration> = Once::new();
+static LINE: Mutex<()> = Mutex::new(());
+static PAST: Mutex<History> = Mutex::new(History { bytes: [0; HISTORY], written: 0 });
+
+/// The latest bytes logged.
+struct History {
+    bytes: [u8; HISTORY],
+    /// Bytes ever written.
+    written: usize,
+}
+
+impl History {
+    fn push(&mut self, text: &str) {
+        for byte in text.bytes() {
+            self.bytes[self.written % HISTORY] = byte;
+            self.written += 1;
+        }
+    }
+
+    /// The kept bytes, oldest first, in two pieces.
+    fn pieces(&self) -> [&[u8]; 2] {
+        let at = self.written % HISTORY;
+        if self.written <= HISTORY {
+            [&self.bytes[..self.written], &[]]
+        } else {
+            [&self.bytes[at..], &self.bytes[..at]]
+        }
+    }
+
+    fn replay(&self, sink: &dyn Sink) {
+        for piece in self.pieces() {
+            // A character cut in two by the ring's end or start is left out.
+            for text in piece.utf8_chunks() {
+                sink.write(text.valid());
+            }
+        }
+    }
+}
+
+/// Takes a lock that an interrupted piece of code may hold for ever: gives up in the end.
+pub fn lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    (0..LOCK_TRIES).find_map(|_| {
+        core::hint::spin_loop();
+        mutex.try_lock()
+    })
+}
+
+/// From now on every line also goes to `sink`, which first gets the history. Whether there was room for it.
+pub fn attach(sink: &'static dyn Sink) -> bool {
+    replay(sink);
+    SINKS.iter().any(|slot| {
+        let mut ours = false;
+        slot.call_once(|| {
+            ours = true;
+            sink
+        });
+        ours
+    })
+}
+
+/// Writes the history to `sink`.
+pub fn replay(sink: &dyn Sink) {
+    if let Some(past) = lock(&PAST) {
+        past.replay(sink);
+    }
+}
+
+/// Waits until every line is out: before the machine stops.
+pub fn flush() {
+    SINKS.iter().filter_map(Once::get).for_each(|sink| sink.flush());
+}
+
+/// From now on lines begin with the time that `clock` tells.
+pub fn set_clock(clock: fn() -> Duration) {
+    CLOCK.call_once(|| clock);
+}
+
+/// Writes one line; the macros call it.
+pub fn line(tag: &str, message: fmt::Arguments) {
+    let guard = lock(&LINE);
+    let mut out = Everywhere;
+    // `Everywhere` never fails; a failing `Display` loses the rest of its line.
+    let _ = match CLOCK.get() {
+        Some(clock) => {
+            let now = clock();
+            write!(out, "[{:5}.{:06}] {tag}{message}", now.as_secs(), now.subsec_micros())
+        }
+        None => write!(out, "[     -      ] {tag}{message}"),
+    };
+    let _ = out.write_str("\n");
+    drop(guard);
+}
+
+/// All sinks and the history.
+struct Everywhere;
+
+impl fmt::Write for Everywhere {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if let Some(mut past) = lock(&PAST) {
+            past.push(text);
+        }
+        SINKS.iter().filter_map(Once::get).for_each(|sink| sink.write(text));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Collect(Mutex<String>);
+
+    impl Sink for Collect {
+        fn write(&self, text: &str) {
+            self.0.lock().push_str(text);
+        }
+    }
+
+    #[test]
+    fn a_full_history_keeps_the_latest_bytes_in_order() {
+        let mut history = Box::new(History { bytes: [0; HISTORY], written: 0 });
+        let mut all = String::new();
+        for number in 0..4000 {
+            let line = format!("line {number}\n");
+            history.push(&line);
+            all.push_str(&line);
+        }
+        let sink = Collect(Mutex::new(String::new()));
+        history.replay(&sink);
+        assert_eq!(*sink.0.lock(), all[all.len() - HISTORY..]);
+    }
+
+    #[test]
+    fn a_late_sink_gets_the_history_then_the_lines() {
+        static SINK: Collect = Collect(Mutex::new(String::new()));
+        line("", format_args!("before"));
+        assert!(attach(&SINK));
+        line("warning: ", format_args!("after {}", 1));
+        let seen = SINK.0.lock();
+        let (before, after) = (seen.find("before").unwrap(), seen.find("warning: after 1\n").unwrap());
+        assert!(before < after);
+    }
+}
