@@ -1,0 +1,270 @@
+//! The PCI bus: configuration through ports and through ECAM, and the memory windows of functions' BARs.
+
+use super::Context;
+use super::layout::{ECAM_BASE, ECAM_LAST_BUS, PCI_ADDRESS_PORT, PCI_DATA_PORT, PM_BASE};
+use super::pci_config::{BarLayout, ConfigSpace, PciAddress, PciIdentity, register};
+use crate::cpu::Width;
+use crate::memory::GuestPhys;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+/// A device's function on the PCI bus.
+///
+/// Its configuration space answers by itself; the function hears of writes to it, and answers where its BARs
+/// lie. It raises interrupts as messages through the [`Context`].
+pub trait PciFunction: Send {
+    /// Its configuration space.
+    fn config(&self) -> &ConfigSpace;
+
+    /// Its configuration space, to change.
+    fn config_mut(&mut self) -> &mut ConfigSpace;
+
+    /// The guest wrote its configuration space from `offset` on.
+    fn config_written(&mut self, offset: u8, ctx: &mut Context) {
+        let _ = (offset, ctx);
+    }
+
+    /// The guest reads `offset` bytes into BAR `bar`.
+    fn bar_read(&mut self, bar: u8, offset: u64, width: Width, ctx: &mut Context) -> u64 {
+        let _ = (bar, offset, ctx);
+        width.mask()
+    }
+
+    /// The guest writes `offset` bytes into BAR `bar`.
+    fn bar_write(&mut self, bar: u8, offset: u64, width: Width, value: u64, ctx: &mut Context) {
+        let _ = (bar, offset, width, value, ctx);
+    }
+}
+
+/// A function that is nothing but its configuration space.
+struct Bridge(ConfigSpace);
+
+impl PciFunction for Bridge {
+    fn config(&self) -> &ConfigSpace {
+        &self.0
+    }
+
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.0
+    }
+}
+
+/// There is a function at this address already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressTaken(pub PciAddress);
+
+impl core::fmt::Display for AddressTaken {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "PCI {}: expected a free address, found another function", self.0)
+    }
+}
+
+impl core::error::Error for AddressTaken {}
+
+/// Where a BAR answers now.
+struct Window {
+    base: u64,
+    bytes: u64,
+    /// The function's place in the list.
+    function: usize,
+    bar: u8,
+}
+
+/// The bus with its functions.
+pub(super) struct PciBus {
+    /// The configuration address register.
+    address: u32,
+    functions: Vec<(PciAddress, Box<dyn PciFunction>)>,
+    windows: Vec<Window>,
+}
+
+const ADDRESS_ENABLE: u32 = 1 << 31;
+const ADDRESS_BITS: u32 = 0x80ff_fffc;
+
+impl PciBus {
+    /// A q35's bus with its two bridges.
+    pub(super) fn new() -> Self {
+        let functions: Vec<(PciAddress, Box<dyn PciFunction>)> = alloc::vec![
+            (PciAddress::new(0, 0, 0), Box::new(Bridge(host_bridge())) as _),
+            (PciAddress::new(0, 0x1f, 0), Box::new(Bridge(lpc_bridge())) as _),
+        ];
+        Self { address: 0, functions, windows: Vec::new() }
+    }
+
+    /// Adds a function.
+    pub(super) fn add(
+        &mut self,
+        address: PciAddress,
+        function: Box<dyn PciFunction>,
+    ) -> Result<(), AddressTaken> {
+        if self.functions.iter().any(|(taken, _)| *taken == address) {
+            return Err(AddressTaken(address));
+        }
+        self.functions.push((address, function));
+        self.place_windows();
+        Ok(())
+    }
+
+    /// Reads the configuration ports, of which a data access lies within the four data ports.
+    pub(super) fn port_read(&self, port: u16, width: Width) -> u32 {
+        if port < PCI_DATA_PORT {
+            // Only a dword reaches the address register.
+            return if width == Width::Dword { self.address } else { width.mask() as u32 };
+        }
+        match self.selected(port) {
+            Some((address, offset)) => self.config_read(address, offset, width),
+            None => width.mask() as u32,
+        }
+    }
+
+    /// Writes the configuration ports.
+    pub(super) fn port_write(&mut self, port: u16, width: Width, value: u32, ctx: &mut Context) {
+        if port < PCI_DATA_PORT {
+            if port == PCI_ADDRESS_PORT && width == Width::Dword {
+                self.address = value & ADDRESS_BITS;
+            }
+        } else if let Some((address, offset)) = self.selected(port) {
+            self.config_write(address, offset, width, value, ctx);
+        }
+    }
+
+    /// Reads configuration space through the ECAM window.
+    pub(super) fn ecam_read(&self, offset: u64, width: Width) -> u64 {
+        let (address, register) = (PciAddress::from_ecam(offset), offset as u16 & 0xfff);
+        if width == Width::Qword {
+            let low = self.config_read(address, register, Width::Dword);
+            let high = self.config_read(address, register.wrapping_add(4), Width::Dword);
+            return u64::from(high) << 32 | u64::from(low);
+        }
+        u64::from(self.config_read(address, register, width))
+    }
+
+    /// Writes configuration space through the ECAM window.
+    pub(super) fn ecam_write(&mut self, offset: u64, width: Width, value: u64, ctx: &mut Context) {
+        let (address, register) = (PciAddress::from_ecam(offset), offset as u16 & 0xfff);
+        self.config_write(address, register, width.min(Width::Dword), value as u32, ctx);
+        if width == Width::Qword {
+            let high = (value >> 32) as u32;
+            self.config_write(address, register.wrapping_add(4), Width::Dword, high, ctx);
+        }
+    }
+
+    /// Reads where a BAR may lie; `None` when none does.
+    pub(super) fn memory_read(&mut self, at: GuestPhys, width: Width, ctx: &mut Context) -> Option<u64> {
+        let (function, bar, offset) = self.window(at, width)?;
+        Some(function.bar_read(bar, offset, width, ctx) & width.mask())
+    }
+
+    /// Writes where a BAR may lie; `None` when none does.
+    pub(super) fn memory_write(
+        &mut self,
+        at: GuestPhys,
+        width: Width,
+        value: u64,
+        ctx: &mut Context,
+    ) -> Option<()> {
+        let (function, bar, offset) = self.window(at, width)?;
+        function.bar_write(bar, offset, width, value & width.mask(), ctx);
+        Some(())
+    }
+
+    /// The function and register that the address register and a data port name.
+    fn selected(&self, port: u16) -> Option<(PciAddress, u16)> {
+        let register = self.address as u16 & 0xfc | port & 3;
+        (self.address & ADDRESS_ENABLE != 0).then(|| (PciAddress::from_register(self.address), register))
+    }
+
+    fn config_read(&self, address: PciAddress, offset: u16, width: Width) -> u32 {
+        match self.functions.iter().find(|(own, _)| *own == address) {
+            Some((_, function)) => function.config().read(offset, width),
+            None => width.mask() as u32,
+        }
+    }
+
+    fn config_write(
+        &mut self,
+        address: PciAddress,
+        offset: u16,
+        width: Width,
+        value: u32,
+        ctx: &mut Context,
+    ) {
+        let Some((_, function)) = self.functions.iter_mut().find(|(own, _)| *own == address) else { return };
+        // Extended configuration space holds nothing.
+        let Ok(at) = u8::try_from(offset) else { return };
+        function.config_mut().write(offset, width, value);
+        function.config_written(at, ctx);
+        if ConfigSpace::moves_bars(offset, width) {
+            self.place_windows();
+        }
+    }
+
+    fn place_windows(&mut self) {
+        self.windows.clear();
+        for (n, (_, function)) in self.functions.iter().enumerate() {
+            for bar in 0..6 {
+                if let Some((base, BarLayout { bytes, .. })) = function.config().bar(bar) {
+                    self.windows.push(Window { base, bytes, function: n, bar });
+                }
+            }
+        }
+    }
+
+    fn window(&mut self, at: GuestPhys, width: Width) -> Option<(&mut dyn PciFunction, u8, u64)> {
+        let (window, offset) = self.windows.iter().find_map(|window| {
+            let offset = at.get().checked_sub(window.base)?;
+            let room = window.bytes.checked_sub(width.bytes())?;
+            (offset <= room).then_some((window, offset))
+        })?;
+        let (_, function) = self.functions.get_mut(window.function)?;
+        Some((function.as_mut(), window.bar, offset))
+    }
+}
+
+/// The q35's host bridge (82G33 MCH), which says where the ECAM window is.
+fn host_bridge() -> ConfigSpace {
+    const COMMAND: u8 = 0b110;
+    /// Its bit 0 enables the window; zero in bits 1 and 2 makes it 256 buses long.
+    const PCIEXBAR: u8 = 0x60;
+    const _: () = assert!(ECAM_LAST_BUS == 255);
+    let mut space = ConfigSpace::new(PciIdentity {
+        vendor: 0x8086,
+        device: 0x29c0,
+        class: 0x06_00_00,
+        revision: 2,
+        subsystem_vendor: 0,
+        subsystem: 0,
+    });
+    space.set(register::COMMAND, &[COMMAND]);
+    space.allow(register::COMMAND, &[0, 0]);
+    space.set(PCIEXBAR, &(ECAM_BASE.get() | 1).to_le_bytes());
+    space
+}
+
+/// The ICH9's bridge to the ISA devices, which says where the power-management ports are.
+fn lpc_bridge() -> ConfigSpace {
+    const COMMAND: u8 = 0b111;
+    const PMBASE: u8 = 0x40;
+    const ACPI_CONTROL: u8 = 0x44;
+    /// The port range answers; the SCI selector's zero in bits 0 to 2 means interrupt 9.
+    const ACPI_ENABLE: u8 = 1 << 7;
+    /// PIRQA to PIRQD, and PIRQE to PIRQH: which ISA interrupt each reaches; bit 7 for none.
+    const PIRQ_ROUTES: [u8; 2] = [0x60, 0x68];
+    let mut space = ConfigSpace::new(PciIdentity {
+        vendor: 0x8086,
+        device: 0x2918,
+        class: 0x06_01_00,
+        revision: 2,
+        subsystem_vendor: 0,
+        subsystem: 0,
+    });
+    space.set(register::COMMAND, &[COMMAND]);
+    space.allow(register::COMMAND, &[0, 0]);
+    space.set(PMBASE, &(u32::from(PM_BASE) | 1).to_le_bytes());
+    space.set(ACPI_CONTROL, &[ACPI_ENABLE]);
+    for routes in PIRQ_ROUTES {
+        space.set(routes, &[0x80; 4]);
+        space.allow(routes, &[0x8f; 4]);
+    }
+    space
+}
