@@ -37,8 +37,9 @@ use crate::time::Instant;
 use alloc::boxed::Box;
 use interrupts::Interrupts;
 use layout::{
-    DEBUG_PORT, DELAY_PORT, ECAM_BASE, ECAM_BYTES, IO_APIC_BASE, IO_APIC_BYTES, PCI_ADDRESS_PORT,
-    PCI_DATA_PORT, PIT_IRQ, PM_BASE, PM_PORTS, POST_PORT, RTC_IRQ, SCI_IRQ, UART_IRQ, UART_PORT,
+    DEBUG_PORT, DELAY_PORT, ECAM_BASE, ECAM_BYTES, IO_APIC_BASE, IO_APIC_BYTES, LOW_MEMORY_LIMIT,
+    PCI_ADDRESS_PORT, PCI_DATA_PORT, PIT_IRQ, PM_BASE, PM_PORTS, POST_PORT, RTC_IRQ, SCI_IRQ, UART_IRQ,
+    UART_PORT,
 };
 use pci::PciBus;
 use pit::Pit;
@@ -69,13 +70,11 @@ pub struct Context<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct ChipsetConfig {
     /// The moment of power-on.
-    pub now: Instant,
+    pub start: Instant,
     /// What the real-time clock shows then, in seconds since 1970.
-    pub unix_seconds: u64,
-    /// Guest memory below 4 GiB, in bytes.
-    pub low_memory: u64,
-    /// Guest memory from 4 GiB on, in bytes.
-    pub high_memory: u64,
+    pub unix_time: u64,
+    /// Guest memory in bytes: up to [`layout::LOW_MEMORY_LIMIT`] from zero on, the rest from 4 GiB on.
+    pub memory_bytes: u64,
     /// Whether the debug port answers: for test guests.
     pub debug_port: bool,
 }
@@ -106,14 +105,15 @@ pub struct Chipset {
 impl Chipset {
     /// A board after power-on.
     pub fn new(config: &ChipsetConfig) -> Self {
-        let mut rtc = Rtc::new(config.unix_seconds, config.now);
-        rtc.describe_memory(config.low_memory, config.high_memory);
+        let mut rtc = Rtc::new(config.unix_time, config.start);
+        let low_memory = config.memory_bytes.min(LOW_MEMORY_LIMIT.get());
+        rtc.describe_memory(low_memory, config.memory_bytes.saturating_sub(low_memory));
         Self {
             interrupts: Interrupts::new(),
             uart: Uart::new(),
             pit: Pit::new(),
             rtc,
-            pm: PowerManagement::new(config.now),
+            pm: PowerManagement::new(config.start),
             pci: PciBus::new(),
             reset: ResetControl::default(),
             debug_port: config.debug_port,
@@ -233,9 +233,9 @@ impl Chipset {
         self.drive_sci(ctx);
     }
 
-    /// How many bytes [`Self::console_input`] would take.
-    pub fn console_room(&self) -> usize {
-        self.uart.room()
+    /// Whether [`Self::console_input`] would take a byte.
+    pub fn console_has_room(&self) -> bool {
+        self.uart.room() != 0
     }
 
     /// Gives the guest input on its serial port; says how many of `bytes` fitted.
