@@ -12,8 +12,8 @@ use crate::{handoff, interrupts, physical};
 
 /// Page below 1 MiB that processors start in; free again once they have arrived.
 const STARTUP_PAGE: u8 = 8;
-/// How long to wait before INIT is tried, and then at all, in ticks of the PM timer: 5 ms and 1 s.
-const BEFORE_INIT_TICKS: u32 = 17_898;
+/// How long to wait before INIT is tried, and then at all, in ticks of the PM timer: 100 ms and 1 s.
+const BEFORE_INIT_TICKS: u32 = 357_954;
 const PATIENCE_TICKS: u32 = 3_579_545;
 
 const MTRR_CAPABILITIES: u32 = 0xFE;
@@ -21,7 +21,8 @@ const MTRR_CAPABILITIES: u32 = 0xFE;
 /// What arriving processors read. `park` knows this layout.
 #[repr(C)]
 struct Park {
-    arrived: AtomicU32,
+    /// One bit for each local APIC: a processor may come twice.
+    arrived: [AtomicU32; 8],
     writes: u32,
     first_write: u32,
 }
@@ -79,8 +80,8 @@ processor_park:
     movw %ax, %ss
     movw %ax, %fs
     movw %ax, %gs
-    movl 4(%ebx), %esi
-    movl 8(%ebx), %edi
+    movl 32(%ebx), %esi
+    movl 36(%ebx), %edi
 1:  testl %esi, %esi
     jz 2f
     movl (%edi), %ecx
@@ -90,7 +91,11 @@ processor_park:
     addl $12, %edi
     decl %esi
     jmp 1b
-2:  lock incl (%ebx)
+2:  movl %ebx, %esi
+    movl $1, %eax
+    cpuid
+    shrl $24, %ebx                      // the local APIC's number
+    lock btsl %ebx, (%esi)
 3:  cli
     hlt
     jmp 3b
@@ -109,13 +114,13 @@ pub fn start(count: u32, low_end: u64, timer: fn() -> u32) -> u32 {
         unsafe { Msr::new(write.register).write(value) };
     }
     let park = Park {
-        arrived: AtomicU32::new(0),
+        arrived: [const { AtomicU32::new(0) }; 8],
         writes: writes.len() as u32,
         first_write: physical::address_of(writes.as_ptr()) as u32,
     };
     place_trampoline(&park);
     let others = count.saturating_sub(1);
-    let arrived = || park.arrived.load(Ordering::Acquire);
+    let arrived = || park.arrived.iter().map(|bits| bits.load(Ordering::Acquire).count_ones()).sum::<u32>();
     // Reset leaves processors waiting for start-up. INIT is for those that do not: in QEMU that counts
     // instructions, a processor that takes INIT is charged for all of them up to the next timer's deadline.
     interrupts::start_others(STARTUP_PAGE);
