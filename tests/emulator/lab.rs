@@ -4,10 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use xtask::cbfs::Cbfs;
+use xtask::command;
 use xtask::error::{Error, Result};
 use xtask::guests;
 use xtask::machine::{Firmware, Machine, Spec};
 use xtask::project::Project;
+use xtask::rom::MANIFEST;
 use xtask::run;
 
 /// The board that tests emulate.
@@ -47,6 +49,11 @@ impl Lab {
         }))
     }
 
+    /// The example guest's kernel.
+    pub fn kernel(&self) -> Result<Vec<u8>> {
+        read(&guests::cloud_kernel(&self.project)?)
+    }
+
     /// A copy of the example ROM for one test to change.
     pub fn variant(&self, test: &str) -> Result<Variant> {
         let dir = self.project.build(&format!("tests/{test}"))?;
@@ -73,6 +80,24 @@ impl Variant {
         Ok(path)
     }
 
+    /// The blob that dtc makes of a manifest.
+    pub fn compile(&self, source: &str) -> Result<Vec<u8>> {
+        let (source, blob) = (self.write("guests.dts", source.as_bytes())?, self.dir.join("guests.dtb"));
+        let mut dtc = command::command("dtc");
+        command::output(dtc.args(["-q", "-O", "dtb", "-o"]).arg(&blob).arg(&source))?;
+        read(&blob)
+    }
+
+    /// Puts a manifest into the ROM.
+    pub fn manifest(&self, source: &str) -> Result<()> {
+        self.replace_manifest(&self.compile(source)?)
+    }
+
+    /// Puts any bytes into the ROM as the manifest.
+    pub fn replace_manifest(&self, blob: &[u8]) -> Result<()> {
+        self.cbfs.add(MANIFEST, &self.write("guests.dtb", blob)?)
+    }
+
     /// Changes the ROM's bytes behind cbfstool's back.
     pub fn damage(&self, change: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
         let mut bytes = read(&self.rom)?;
@@ -91,7 +116,6 @@ impl Variant {
     }
 }
 
-/// A file's bytes.
-pub fn read(path: &Path) -> Result<Vec<u8>> {
+fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| Error::file("read", path, &e))
 }

@@ -2,8 +2,11 @@
 
 mod console;
 mod lab;
+mod manifest;
 
+mod bad_input;
 mod boot;
+mod other_guests;
 mod quiet;
 mod time;
 
@@ -18,6 +21,15 @@ const CASES: &[Case<Lab>] = &[
     case("emulator/poweroff", boot::poweroff),
     case("emulator/reboot", boot::reboot),
     case("emulator/no-virtualization", boot::no_virtualization),
+    case("emulator/memtest86+", other_guests::memtest),
+    case("emulator/full-kernel", other_guests::full_kernel),
+    case("emulator/real-coreboot", other_guests::real_coreboot),
+    case("emulator/bad-guests", bad_input::bad_guests_cost_themselves),
+    case("emulator/damaged-manifest", bad_input::damaged_manifest),
+    case("emulator/truncated-manifest", bad_input::truncated_manifest),
+    case("emulator/no-manifest", bad_input::no_manifest),
+    case("emulator/damaged-cbfs", bad_input::damaged_cbfs),
+    case("emulator/small-machine", bad_input::small_machine),
     case("emulator/quiet-dmesg", quiet::dmesg_is_as_on_bare_hardware),
     alone("emulator/sleep", time::sleep_takes_its_time),
     alone("emulator/idle", time::idle_guest_halts_the_host),

@@ -74,19 +74,26 @@ fn userspace(transcript: &str) -> Result<u64> {
 
 /// The payload's own timeline, and the guest's first line from userspace after it.
 fn timeline(transcript: &str) -> Result<Vec<Milestone>> {
-    let entry = number(transcript, r"timeline: +(\d+) ns +payload entry")?;
-    let devices = number(transcript, r"timeline: +(\d+) ns +devices")?;
-    let images = number(transcript, r"timeline: +(\d+) ns +images loaded")?;
-    let first = number(transcript, r"timeline: +(\d+) ns +first guest instruction")?;
+    let entry = step(transcript, "payload entry")?;
+    let devices = step(transcript, "devices ready")?;
+    let images = step(transcript, "images loaded")?;
+    let first = step(transcript, "first guest instruction")?;
     // The guest's counter starts at its first instruction.
     let userspace = first + userspace(transcript)?;
     Ok(vec![
         ("payload entry", entry),
-        ("devices", devices),
+        ("devices ready", devices),
         ("images loaded", images),
         ("first guest instruction", first),
         ("userspace", userspace),
     ])
+}
+
+/// A step of the payload's timeline, in nanoseconds since reset; it prints thousandths of milliseconds.
+fn step(transcript: &str, name: &str) -> Result<u64> {
+    let whole = number(transcript, &format!(r"timeline: +{name} +(\d+)\.\d+ ms after reset"))?;
+    let thousandths = number(transcript, &format!(r"timeline: +{name} +\d+\.(\d{{3}}) ms after reset"))?;
+    Ok(whole * 1_000_000 + thousandths * 1000)
 }
 
 fn number(transcript: &str, pattern: &str) -> Result<u64> {
@@ -145,12 +152,16 @@ mod tests {
 
     #[test]
     fn the_timeline_is_read_from_the_console() {
-        let console = "timeline:    1200 ns payload entry\ntimeline: 5000 ns devices\n\
-            timeline: 6000 ns images loaded\ntimeline: 7000 ns first guest instruction\n\
-            Peerboot example guest: userspace reached at TSC 900\n";
-        let milestones = timeline(console).expect("a timeline");
-        assert_eq!(milestones.first(), Some(&("payload entry", 1200)));
-        assert_eq!(milestones.last(), Some(&("userspace", 7900)));
+        let console = "[ 0.1] timeline: payload entry               64.436 ms after reset,  0.000 ms after entry\n\
+            timeline: devices ready  96.874 ms after reset,    32.437 ms after entry\n\
+            timeline: images loaded  97.000 ms after reset, 33 ms\n\
+            timeline: first guest instruction 98.5 ms after reset\n";
+        assert!(timeline(console).is_err());
+        let console =
+            console.replace("98.5", "98.500") + "Peerboot example guest: userspace reached at TSC 900\n";
+        let milestones = timeline(&console).expect("a timeline");
+        assert_eq!(milestones.first(), Some(&("payload entry", 64_436_000)));
+        assert_eq!(milestones.last(), Some(&("userspace", 98_500_900)));
         assert!(timeline("nothing").is_err());
     }
 }

@@ -246,6 +246,27 @@ impl Machine {
         }
     }
 
+    /// Waits until the console's whole text, ends of lines or not, holds a match: for programs that draw.
+    ///
+    /// # Errors
+    /// Time runs out or the machine ends first: the error carries the end of the transcript.
+    pub fn expect_text(&mut self, regex: &str, timeout: Duration) -> Result<()> {
+        let wanted = pattern(regex)?;
+        let deadline = Instant::now() + timeout;
+        loop {
+            let open = self.serial.wait_news(Duration::from_secs(1));
+            if wanted.is_match(self.serial.transcript().as_bytes()) {
+                return Ok(());
+            }
+            if !open {
+                return Err(self.unseen(regex, "before the machine ended"));
+            }
+            if Instant::now() > deadline {
+                return Err(self.unseen(regex, &format!("in {} s", timeout.as_secs())));
+            }
+        }
+    }
+
     /// Waits as [`Machine::expect`] does, and says how the wait ended.
     pub fn wait_for(&mut self, pattern: &Regex, timeout: Duration) -> Wait {
         self.serial.wait(pattern, timeout)

@@ -116,6 +116,17 @@ impl Serial {
         }
     }
 
+    /// Waits until anything comes; whether the console is still open.
+    pub fn wait_news(&mut self, timeout: Duration) -> bool {
+        let (received, news) = &*self.shared;
+        let before = lock(received).bytes.len();
+        let received = news
+            .wait_timeout_while(lock(received), timeout, |r| r.bytes.len() == before && !r.closed)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+        !received.closed
+    }
+
     /// Everything received so far, without terminal control sequences and carriage returns.
     #[must_use]
     pub fn transcript(&self) -> String {

@@ -25,7 +25,9 @@ fn flatten(elf: &Path, flat: &Path) -> Result<PathBuf> {
     let fresh = flat.with_extension("new");
     command::output(command::command("objcopy").args(["-O", "binary"]).arg(elf).arg(&fresh))?;
     let read = |path: &Path| fs::read(path).map_err(|e| Error::file("read", path, &e));
-    if read(flat).ok() != Some(read(&fresh)?) {
+    if read(flat).ok() == Some(read(&fresh)?) {
+        fs::remove_file(&fresh).map_err(|e| Error::file("remove", &fresh, &e))?;
+    } else {
         fs::rename(&fresh, flat).map_err(|e| Error::file("rename", &fresh, &e))?;
     }
     Ok(flat.to_path_buf())
