@@ -19,7 +19,7 @@ use crate::suite::{Outcome, Selection, Tally, hint, print};
 use crate::toolchain::Toolchain;
 
 /// The crates that run without an operating system: built and linted for their own target, tested in emulators.
-const FREESTANDING: [&str; 2] = ["payload", "emulation-stage"];
+const FREESTANDING: [&str; 3] = ["payload", "emulation-stage", "test-guests"];
 
 /// The largest payload, as it lies compressed in CBFS: 160 KiB.
 const PAYLOAD_LIMIT: u64 = 160 * 1024;

@@ -190,12 +190,12 @@ struct Pointer {
 pub(crate) fn install() {
     /// Present, 64-bit interrupt gate, the code segment.
     const KIND: u64 = 0x8e00 << 32 | 8 << 16;
-    for vector in 0..256 {
+    let table = core::array::from_fn(|vector| {
         let stub = &raw const vector_stubs as u64 + vector as u64 * 16;
-        let low = stub & 0xffff | KIND | (stub & 0xffff_0000) << 32;
-        // SAFETY: one CPU, and the table is not in use yet.
-        unsafe { TABLE[vector] = Gate { low, high: stub >> 32 } };
-    }
+        Gate { low: stub & 0xffff | KIND | (stub & 0xffff_0000) << 32, high: stub >> 32 }
+    });
+    // SAFETY: one CPU, and the table is not in use yet.
+    unsafe { TABLE = table };
     let pointer = Pointer { limit: 0xfff, base: &raw const TABLE as u64 };
     // SAFETY: the table is complete and stays.
     unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(nostack, preserves_flags)) }
