@@ -37,6 +37,8 @@ pub enum CbfsFault {
         /// The most it can be.
         most: u32,
     },
+    /// By its length the file runs over the one at this offset, and ends where no other begins.
+    RunsOver(u64),
     /// The name is not UTF-8 that ends in a NUL.
     Name,
     /// The attribute of this tag says that it has this many bytes, which does not fit.
@@ -97,6 +99,12 @@ impl fmt::Display for CbfsFault {
             Self::NotFound => f.write_str("not in the ROM"),
             Self::Header { field, found, least, most } => {
                 write!(f, "found {field} {found:#x} in its header, expected {least:#x} to {most:#x}")
+            }
+            Self::RunsOver(other) => {
+                write!(
+                    f,
+                    "found a length that runs over the file at {other:#x}, expected the next file behind it"
+                )
             }
             Self::Name => f.write_str("its name is not UTF-8 that ends in a zero byte"),
             Self::Attribute { tag, len } => {

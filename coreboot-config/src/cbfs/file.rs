@@ -180,6 +180,18 @@ impl<'a> Files<'a> {
     pub(super) fn new(bytes: &'a [u8], base: u64) -> Self {
         Self { bytes, base, at: 0 }
     }
+
+    /// The first file that begins within a file from `start` to `end` whose length cannot be right: each file
+    /// or piece of empty space is followed by the next, up to the end of the CBFS. (A file that is followed
+    /// so may well hold another CBFS.)
+    fn file_run_over(&self, start: usize, end: usize) -> Option<usize> {
+        let is_header = |at: &usize| self.bytes.get(*at..).is_some_and(|rest| rest.starts_with(MAGIC));
+        let is_last = end.checked_add(HEADER_LEN)? > self.bytes.len();
+        if is_last || is_header(&end) {
+            return None;
+        }
+        (start.checked_add(ALIGNMENT)?..end).step_by(ALIGNMENT).find(is_header)
+    }
 }
 
 impl<'a> Iterator for Files<'a> {
@@ -205,7 +217,13 @@ impl<'a> Iterator for Files<'a> {
                     return Some(Err(CbfsError { file: Header::guess_name(rest), offset, fault }));
                 }
             };
-            self.at = here.checked_add(header.end)?.checked_next_multiple_of(ALIGNMENT)?;
+            let end = here.checked_add(header.end)?.checked_next_multiple_of(ALIGNMENT)?;
+            if let Some(other) = self.file_run_over(here, end) {
+                self.at = other;
+                let fault = CbfsFault::RunsOver(self.base.saturating_add(other as u64));
+                return Some(Err(CbfsError { file: Header::guess_name(rest), offset, fault }));
+            }
+            self.at = end;
             if !header.is_empty_space() {
                 return Some(header.file(rest, offset));
             }
