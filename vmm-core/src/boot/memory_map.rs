@@ -17,10 +17,8 @@ const LARGE_PAGE: u64 = 2 << 20;
 /// What a level-3 page-table entry maps.
 const HUGE_PAGE: u64 = 1 << 30;
 
-/// Where low memory ends at the latest: below what the board allows, so that all of it can lie in 1 GiB nested
-/// pages.
-pub const LOW_MEMORY_LIMIT: u64 = 0x8000_0000;
-const _: () = assert!(LOW_MEMORY_LIMIT <= layout::LOW_MEMORY_LIMIT.get());
+/// Where low memory ends at the latest.
+pub const LOW_MEMORY_LIMIT: u64 = layout::LOW_MEMORY_LIMIT.get();
 /// Where memory goes on.
 pub const HIGH_MEMORY_START: u64 = 1 << 32;
 /// The least memory a guest can have: the legacy megabyte and one more.

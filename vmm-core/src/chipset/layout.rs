@@ -14,8 +14,9 @@ pub const ECAM_LAST_BUS: u8 = 255;
 pub const PCI_WINDOW_BASE: GuestPhys = GuestPhys::new(0xc000_0000);
 /// The length of the 32-bit BAR window.
 pub const PCI_WINDOW_BYTES: u64 = 0xfec0_0000 - 0xc000_0000;
-/// Guest memory below 4 GiB ends here at the latest; the rest continues at 4 GiB.
-pub const LOW_MEMORY_LIMIT: GuestPhys = ECAM_BASE;
+/// Guest memory below 4 GiB ends here at the latest, below the ECAM window and where 1 GiB pages can map all
+/// of it; the rest continues at 4 GiB.
+pub const LOW_MEMORY_LIMIT: GuestPhys = GuestPhys::new(0x8000_0000);
 
 /// The IOAPIC's registers.
 pub const IO_APIC_BASE: GuestPhys = GuestPhys::new(0xfec0_0000);

@@ -151,11 +151,11 @@ impl Chipset {
         // ISA devices are eight bits wide: the bus takes a wider access apart.
         let mut value = None;
         for n in 0..width.bytes() as u16 {
-            let byte = port.checked_add(n).and_then(|port| self.read_byte(port, ctx));
+            let byte = port.checked_add(n).and_then(|port| self.port_read(port, Width::Byte, ctx));
             if let Some(byte) = byte {
                 let shift = u32::from(n) << 3;
                 let rest = value.unwrap_or(width.mask() as u32) & !(0xff << shift);
-                value = Some(rest | u32::from(byte) << shift);
+                value = Some(rest | byte << shift);
             }
         }
         value
@@ -175,10 +175,13 @@ impl Chipset {
             }
             None => {}
         }
+        if width == Width::Byte {
+            return self.write_byte(port, value as u8, ctx);
+        }
         let mut claimed = None;
         for (byte, n) in value.to_le_bytes().into_iter().zip(0..width.bytes() as u16) {
             if let Some(port) = port.checked_add(n) {
-                claimed = self.write_byte(port, byte, ctx).or(claimed);
+                claimed = self.port_write(port, Width::Byte, u32::from(byte), ctx).or(claimed);
             }
         }
         claimed
@@ -392,3 +395,6 @@ fn uart_offset(port: u16) -> Option<u16> {
 fn offset_in(at: GuestPhys, base: GuestPhys, bytes: u64) -> Option<u64> {
     at.offset_from(base).filter(|&offset| offset < bytes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -268,3 +268,152 @@ fn lpc_bridge() -> ConfigSpace {
     }
     space
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chipset::tests::Board;
+    use proptest::prelude::*;
+
+    /// A function with two BARs that shows where it was reached, and its command register's last write.
+    struct Echo {
+        config: ConfigSpace,
+        told: Option<u8>,
+    }
+
+    impl Echo {
+        fn new() -> Box<Self> {
+            let mut config = ConfigSpace::new(PciIdentity {
+                vendor: 0x1af4,
+                device: 0x1042,
+                class: 0x01_00_00,
+                revision: 1,
+                subsystem_vendor: 0,
+                subsystem: 0,
+            });
+            config.add_bar(0, BarLayout { bytes: 0x1000, wide: false, prefetchable: false }).unwrap();
+            config.add_bar(2, BarLayout { bytes: 0x4000, wide: true, prefetchable: true }).unwrap();
+            Box::new(Self { config, told: None })
+        }
+    }
+
+    impl PciFunction for Echo {
+        fn config(&self) -> &ConfigSpace {
+            &self.config
+        }
+        fn config_mut(&mut self) -> &mut ConfigSpace {
+            &mut self.config
+        }
+        fn config_written(&mut self, offset: u8, _ctx: &mut Context) {
+            self.told = Some(offset);
+        }
+        fn bar_read(&mut self, bar: u8, offset: u64, _width: Width, _ctx: &mut Context) -> u64 {
+            if offset == 0x10 { u64::from(self.told.unwrap_or(0xff)) } else { u64::from(bar) << 16 | offset }
+        }
+        fn bar_write(&mut self, bar: u8, offset: u64, width: Width, value: u64, ctx: &mut Context) {
+            ctx.console.debug(bar);
+            ctx.console.debug(offset as u8);
+            ctx.console.debug(width as u8);
+            ctx.console.debug(value as u8);
+        }
+    }
+
+    fn port_config(board: &mut Board, address: u32, width: Width) -> u32 {
+        board.out(0xcf8, Width::Dword, 0x8000_0000 | address & !3);
+        board.input(0xcfc | address as u16 & 3, width).unwrap()
+    }
+
+    #[test]
+    fn both_ways_find_the_q35s_bridges() {
+        let mut board = Board::new();
+        for (address, identity, class) in [(0x0000, 0x29c0_8086, 0x0600), (0xf800, 0x2918_8086, 0x0601)] {
+            assert_eq!(port_config(&mut board, address, Width::Dword), identity);
+            assert_eq!(port_config(&mut board, address | 0x0a, Width::Word), class);
+            assert_eq!(
+                board.read(0xb000_0000 + u64::from(address) * 16, Width::Dword),
+                Some(identity.into())
+            );
+        }
+        assert_eq!(port_config(&mut board, 0x60, Width::Dword), 0xb000_0001);
+        assert_eq!(board.read(0xb000_0060, Width::Qword), Some(0xb000_0001));
+        assert_eq!(port_config(&mut board, 0xf840, Width::Dword), 0x601);
+        for empty in [0x0100, 0x0800, 0xf900, 0x1_0000, 0xff_ff00] {
+            assert_eq!(port_config(&mut board, empty, Width::Dword), u32::MAX, "{empty:#x}");
+            assert_eq!(board.read(0xb000_0000 + u64::from(empty) * 16, Width::Word), Some(0xffff));
+        }
+        assert_eq!(board.read(0xb000_0100, Width::Dword), Some(0xffff_ffff), "no extended space");
+    }
+
+    /// How Linux finds out that there is configuration mechanism 1.
+    #[test]
+    fn the_address_register_is_a_dword() {
+        let mut board = Board::new();
+        board.out(0xcfb, Width::Byte, 0x01);
+        let before = board.input(0xcf8, Width::Dword).unwrap();
+        board.out(0xcf8, Width::Dword, 0x8000_0000);
+        assert_eq!(board.input(0xcf8, Width::Dword), Some(0x8000_0000));
+        board.out(0xcf8, Width::Dword, before);
+        assert_eq!(board.input(0xcfc, Width::Dword), Some(u32::MAX), "not enabled");
+        assert_eq!(board.input(0xcf8, Width::Byte), Some(0xff));
+    }
+
+    #[test]
+    fn the_bridges_own_registers_hold() {
+        let mut board = Board::new();
+        board.out(0xcf8, Width::Dword, 0x8000_f860);
+        board.out(0xcfd, Width::Byte, 0x7b);
+        assert_eq!(board.input(0xcfc, Width::Dword), Some(0x8080_0b80), "PIRQB is routed to 11");
+        board.out(0xcf8, Width::Dword, 0x8000_f804);
+        board.out(0xcfc, Width::Dword, 0);
+        assert_eq!(board.input(0xcfc, Width::Word), Some(0b111));
+    }
+
+    #[test]
+    fn bars_answer_where_the_guest_put_them() {
+        let mut board = Board::new();
+        let address = PciAddress::new(0, 3, 0);
+        board.chipset.add_pci_function(address, Echo::new()).unwrap();
+        assert_eq!(board.chipset.add_pci_function(address, Echo::new()), Err(AddressTaken(address)));
+        assert_eq!(
+            AddressTaken(address).to_string(),
+            "PCI 00:03.0: expected a free address, found another function"
+        );
+
+        let config = 0xb000_0000 + (3 << 15);
+        board.write(config + 0x10, Width::Dword, 0xc000_0000).unwrap();
+        board.write(config + 0x18, Width::Qword, 0x10_0000_0000).unwrap();
+        assert_eq!(board.read(0xc000_0000, Width::Dword), None, "memory is off");
+        board.write(config + 4, Width::Word, 2).unwrap();
+        assert_eq!(board.read(0xc000_0020, Width::Dword), Some(0x20));
+        assert_eq!(board.read(0xc000_0010, Width::Byte), Some(4), "it heard of the write");
+        assert_eq!(board.read(0x10_0000_3ffc, Width::Dword), Some(0x2_3ffc));
+        assert_eq!(board.read(0x10_0000_3ffc, Width::Qword), None, "half outside");
+        assert_eq!(board.read(0xc000_1000, Width::Byte), None);
+        board.write(0x10_0000_0008, Width::Word, 0x1234_5678).unwrap();
+        assert_eq!(board.console.debugged, [2, 8, 2, 0x78]);
+
+        board.write(config + 0x10, Width::Dword, 0xc001_0000).unwrap();
+        assert_eq!(board.read(0xc000_0000, Width::Dword), None);
+        assert_eq!(board.read(0xc001_0000, Width::Dword), Some(0));
+    }
+
+    proptest! {
+        #[test]
+        fn no_guest_can_confuse_it(
+            steps in prop::collection::vec((0u8..4, 0u64..0x140, 0u32..4, any::<u64>()), 0..200),
+        ) {
+            let mut board = Board::new();
+            board.chipset.add_pci_function(PciAddress::new(0, 3, 0), Echo::new()).unwrap();
+            for (action, offset, width, value) in steps {
+                let width = Width::from_bytes(1 << width).unwrap();
+                let at = 0xb000_0000 + (3 << 15) + offset;
+                match action {
+                    0 => { board.write(at, width, value).unwrap(); }
+                    1 => prop_assert_eq!(board.read(at, width).unwrap() & !width.mask(), 0),
+                    2 => { board.read(value, width); }
+                    _ => { board.write(value, width, offset); }
+                }
+            }
+        }
+    }
+}
