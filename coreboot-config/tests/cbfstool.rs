@@ -10,6 +10,7 @@ use std::{
 
 use coreboot_config::{
     cbfs::{Attribute, Cbfs, CbfsFault, Compression, HashAlgorithm, Kind},
+    fmap::{COREBOOT_AREA, Fmap},
     selfboot::Payload,
 };
 
@@ -24,8 +25,13 @@ struct Rom {
 impl Rom {
     /// An empty file system in the area COREBOOT.
     fn new() -> Self {
+        Self::of(FLASH_MAP)
+    }
+
+    /// An empty file system in the area COREBOOT of this flash map.
+    fn of(flash_map: &str) -> Self {
         let rom = Self::nothing();
-        fs::write(rom.path("flash.fmd"), FLASH_MAP).unwrap();
+        fs::write(rom.path("flash.fmd"), flash_map).unwrap();
         run(Command::new("fmaptool").arg(rom.path("flash.fmd")).arg(rom.path("flash.fmap")));
         rom.cbfstool(&["create", "-M", rom.path("flash.fmap").to_str().unwrap()]);
         rom
@@ -148,6 +154,20 @@ fn every_hash_is_checked() {
             assert!(cbfs.find(other).unwrap().contents(1 << 20).is_ok());
         }
     }
+}
+
+#[test]
+fn the_boards_flash_map_leaves_all_but_the_map_to_files() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("boards/qemu-q35/flash.fmd");
+    let rom = Rom::of(&fs::read_to_string(path).unwrap());
+    let bytes = rom.bytes();
+    assert_eq!(bytes.len(), 16 << 20);
+    let map = Fmap::find(&bytes).unwrap();
+    // As coreboot's log of its own image says: base 0, the whole flash, three areas.
+    assert_eq!((map.base, map.size, map.name.as_str(), map.areas().len()), (0, 16 << 20, "FLASH", 3));
+    let area = map.area(COREBOOT_AREA).unwrap();
+    assert_eq!((area.offset, area.end()), (0x1000, 16 << 20));
+    assert_eq!(Cbfs::in_image(&bytes).unwrap().files().count(), 0);
 }
 
 #[test]
