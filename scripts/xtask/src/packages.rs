@@ -35,12 +35,8 @@ pub const ROM_TOOLS: &[Tool] = &[
 pub const QEMU: Tool = tool("qemu-system-x86_64", "qemu-system-x86");
 
 /// What the tests need beside ROM and emulator: libFuzzer is C++, flashing is rehearsed, archives are read back.
-pub const TEST_TOOLS: &[Tool] = &[
-    tool("g++", "g++"),
-    tool("flashrom", "flashrom"),
-    tool("cpio", "cpio"),
-    tool("iasl", "acpica-tools"),
-];
+pub const TEST_TOOLS: &[Tool] =
+    &[tool("g++", "g++"), tool("flashrom", "flashrom"), tool("cpio", "cpio"), tool("iasl", "acpica-tools")];
 
 /// Installs the packages of those programs that are missing; asks apt for nothing when none is.
 ///
