@@ -9,38 +9,45 @@ mod boot;
 mod other_guests;
 mod quiet;
 mod time;
+mod tiny_guests;
 
 use std::process::ExitCode;
 
 use lab::Lab;
+use xtask::error::Result;
+use xtask::guests;
+use xtask::project::Project;
 use xtask::suite::{Case, Selection, run_cases};
 
-/// Every test. The name is what filters see.
-const CASES: &[Case<Lab>] = &[
-    case("emulator/shell-answers", boot::shell_answers),
-    case("emulator/poweroff", boot::poweroff),
-    case("emulator/reboot", boot::reboot),
-    case("emulator/no-virtualization", boot::no_virtualization),
-    case("emulator/memtest86+", other_guests::memtest),
-    case("emulator/full-kernel", other_guests::full_kernel),
-    case("emulator/real-coreboot", other_guests::real_coreboot),
-    case("emulator/bad-guests", bad_input::bad_guests_cost_themselves),
-    case("emulator/damaged-manifest", bad_input::damaged_manifest),
-    case("emulator/truncated-manifest", bad_input::truncated_manifest),
-    case("emulator/no-manifest", bad_input::no_manifest),
-    case("emulator/damaged-cbfs", bad_input::damaged_cbfs),
-    case("emulator/small-machine", bad_input::small_machine),
-    case("emulator/quiet-dmesg", quiet::dmesg_is_as_on_bare_hardware),
-    alone("emulator/sleep", time::sleep_takes_its_time),
-    alone("emulator/idle", time::idle_guest_halts_the_host),
-];
-
-const fn case(name: &'static str, body: xtask::suite::Body<Lab>) -> Case<Lab> {
-    Case { name, body, alone: false, long: false }
-}
-
-const fn alone(name: &'static str, body: xtask::suite::Body<Lab>) -> Case<Lab> {
-    Case { name, body, alone: true, long: false }
+/// Every test. The name is what filters see; the longest are first, so that two at a time end together.
+fn cases() -> Result<Vec<Case<Lab>>> {
+    let mut cases = vec![
+        Case::new("emulator/memtest86+", other_guests::memtest),
+        Case::new("emulator/quiet-dmesg", quiet::dmesg_is_as_on_bare_hardware),
+        Case::new("emulator/full-kernel", other_guests::full_kernel),
+        Case::new("emulator/real-coreboot", other_guests::real_coreboot),
+        Case::new("emulator/shell-answers", boot::shell_answers),
+        Case::new("emulator/poweroff", boot::poweroff),
+        Case::new("emulator/reboot", boot::reboot),
+        Case::new("emulator/bad-guests", bad_input::bad_guests_cost_themselves),
+        Case::new("emulator/damaged-cbfs", bad_input::damaged_cbfs),
+        Case::new("emulator/damaged-manifest", bad_input::damaged_manifest),
+        Case::new("emulator/truncated-manifest", bad_input::truncated_manifest),
+        Case::new("emulator/no-manifest", bad_input::no_manifest),
+        Case::new("emulator/small-machine", bad_input::small_machine),
+        Case::new("emulator/no-virtualization", boot::no_virtualization),
+        Case::new("emulator/sleep", time::sleep_takes_its_time).alone(),
+        Case::new("emulator/idle", time::idle_guest_halts_the_host).alone(),
+    ];
+    for name in guests::tiny_names(&Project::find()?)? {
+        let case = Case::new(format!("emulator/guest/{name}"), {
+            let name = name.clone();
+            move |lab: &Lab| tiny_guests::passes(lab, &name)
+        });
+        // These compare clocks.
+        cases.push(if ["timers", "exit-cost"].contains(&name.as_str()) { case.alone() } else { case });
+    }
+    Ok(cases)
 }
 
 fn main() -> ExitCode {
@@ -53,18 +60,22 @@ fn main() -> ExitCode {
             _ => selection.filters.push(argument),
         }
     }
-    if list {
-        CASES.iter().for_each(|case| println!("{}", case.name));
-        return ExitCode::SUCCESS;
-    }
-    let lab = match Lab::open() {
-        Ok(lab) => lab,
+    match run(&selection, list) {
+        Ok(status) => status,
         Err(error) => {
             eprintln!("{error}");
-            return ExitCode::from(error.status());
+            ExitCode::from(error.status())
         }
-    };
-    let tally = run_cases(CASES, &selection, &lab);
+    }
+}
+
+fn run(selection: &Selection, list: bool) -> Result<ExitCode> {
+    let cases = cases()?;
+    if list {
+        cases.iter().for_each(|case| println!("{}", case.name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let tally = run_cases(&cases, selection, &Lab::open()?);
     println!("{tally}");
-    if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -15,6 +15,10 @@ pub struct Guest {
     pub ramdisk: Option<&'static str>,
     /// The `bootargs` property.
     pub bootargs: &'static str,
+    /// The `boot` property.
+    pub boot: &'static str,
+    /// Whether the debug port's output is logged.
+    pub debug_port: bool,
 }
 
 impl Guest {
@@ -27,7 +31,14 @@ impl Guest {
             kernel: "cbfs:guests/debian/vmlinuz",
             ramdisk: None,
             bootargs: "console=ttyS0",
+            boot: "linux",
+            debug_port: false,
         }
+    }
+
+    /// A tiny guest, which prints to the debug port.
+    pub const fn tiny(kernel: &'static str) -> Self {
+        Self { kernel, bootargs: "", boot: "pvh", debug_port: true, ..Self::new("tiny") }
     }
 }
 
@@ -47,13 +58,15 @@ fn node(guest: &Guest) -> String {
         value.map_or_else(String::new, |value| format!("\t\t\t{name} = \"{value}\";\n"))
     };
     format!(
-        "\t\t{} {{\n\t\t\tcompatible = \"peerboot,guest\";\n\t\t\tmemory = {};\n\t\t\tboot = \"linux\";\n\
-         {}{}{}{}\t\t\tautostart;\n\t\t}};\n",
+        "\t\t{} {{\n\t\t\tcompatible = \"peerboot,guest\";\n\t\t\tmemory = {};\n\
+         {}{}{}{}{}{}\t\t\tautostart;\n\t\t}};\n",
         guest.node,
         guest.memory,
+        string("boot", Some(guest.boot)),
         string("label", guest.label),
         string("kernel", Some(guest.kernel)),
         string("ramdisk", guest.ramdisk),
         string("bootargs", Some(guest.bootargs)),
+        if guest.debug_port { "\t\t\tdebug-port;\n" } else { "" },
     )
 }

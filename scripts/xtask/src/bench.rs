@@ -14,6 +14,7 @@ use crate::machine::{Firmware, Machine, Spec};
 use crate::packages;
 use crate::progress::say;
 use crate::project::Project;
+use crate::rom::Recipe;
 use crate::run;
 
 /// The example guest's line about userspace; the number is its time-stamp counter.
@@ -53,18 +54,67 @@ pub fn bench(project: &Project, options: &Options) -> Result<()> {
     say("booting the kernel under Peerboot");
     let peerboot = boot(Firmware::Rom(rom), options)?;
 
+    say("counting what exits cost");
+    let costs = exit_costs(project, options)?;
+
     let bare = vec![("userspace", userspace(&bare)?)];
     let peerboot = timeline(&peerboot)?;
-    print_table(&bare, &peerboot);
-    write_json(project, options, &bare, &peerboot)
+    print_boots(&bare, &peerboot);
+    println!();
+    print_costs(&costs);
+    write_json(project, options, &bare, &peerboot, &costs)
 }
 
 /// Boots until userspace and gives all that the serial console said.
 fn boot(firmware: Firmware, options: &Options) -> Result<String> {
+    until(firmware, USERSPACE, options)
+}
+
+/// Runs the machine, counting instructions, until a line matches, and gives all that the serial console said.
+fn until(firmware: Firmware, line: &str, options: &Options) -> Result<String> {
     let spec = Spec { smp: 1, memory: options.memory.clone(), icount: true, ..Spec::new(firmware) };
     let mut machine = Machine::spawn(&spec)?;
-    machine.expect(USERSPACE, PATIENCE)?;
+    machine.expect(line, PATIENCE)?;
     Ok(machine.transcript())
+}
+
+/// What one exit of a kind costs, in instructions: on average, and in the cheapest batch.
+#[derive(Debug, PartialEq, Eq)]
+struct Cost {
+    exit: String,
+    average: u64,
+    least: u64,
+}
+
+/// Boots the tiny guest that measures exits from within.
+fn exit_costs(project: &Project, options: &Options) -> Result<Vec<Cost>> {
+    let rom = project.build("bench")?.join("exit-cost.rom");
+    Recipe {
+        manifest: Some(project.path("scripts/xtask/bench/exit-cost.dts")),
+        files: vec![("guests/exit-cost".to_owned(), guests::tiny(project, "exit-cost")?)],
+        ..Recipe::example("qemu-q35")
+    }
+    .refresh(project, &rom)?;
+    costs(&until(Firmware::Rom(rom), "(PASS|FAIL) exit-cost", options)?)
+}
+
+fn costs(transcript: &str) -> Result<Vec<Cost>> {
+    let regex = compile(r"exit-cost: (.+) (\d+) instructions \(least (\d+)\)")?;
+    let costs: Vec<Cost> = regex
+        .captures_iter(transcript)
+        .filter_map(|found| {
+            let number = |group| found.get(group)?.as_str().parse().ok();
+            Some(Cost { exit: found.get(1)?.as_str().to_owned(), average: number(2)?, least: number(3)? })
+        })
+        .collect();
+    if costs.is_empty() {
+        return Err(Error::failed(format!("the console shows no cost of any exit:\n{transcript}")));
+    }
+    Ok(costs)
+}
+
+fn compile(pattern: &str) -> Result<Regex> {
+    Regex::new(pattern).map_err(|e| Error::failed(e.to_string()))
 }
 
 /// The guest's time-stamp counter at userspace. Counting instructions, QEMU's runs at 1 GHz from reset.
@@ -97,14 +147,13 @@ fn step(transcript: &str, name: &str) -> Result<u64> {
 }
 
 fn number(transcript: &str, pattern: &str) -> Result<u64> {
-    let regex = Regex::new(pattern).map_err(|e| Error::failed(e.to_string()))?;
-    regex
+    compile(pattern)?
         .captures(transcript)
         .and_then(|found| found.get(1)?.as_str().parse().ok())
         .ok_or_else(|| Error::failed(format!("the console shows no line like {pattern:?}:\n{transcript}")))
 }
 
-fn print_table(bare: &[Milestone], peerboot: &[Milestone]) {
+fn print_boots(bare: &[Milestone], peerboot: &[Milestone]) {
     println!("{:<32} {:>14} {:>14} {:>8}", "virtual ms since reset", "bare QEMU", "Peerboot", "ratio");
     for (name, ours) in peerboot {
         let theirs = bare.iter().find(|(n, _)| n == name).map(|(_, time)| *time);
@@ -114,19 +163,29 @@ fn print_table(bare: &[Milestone], peerboot: &[Milestone]) {
     }
 }
 
+fn print_costs(costs: &[Cost]) {
+    println!("{:<32} {:>14} {:>14}", "instructions per exit", "average", "least");
+    for cost in costs {
+        println!("{:<32} {:>14} {:>14}", cost.exit, cost.average, cost.least);
+    }
+}
+
 fn write_json(
     project: &Project,
     options: &Options,
     bare: &[Milestone],
     peerboot: &[Milestone],
+    costs: &[Cost],
 ) -> Result<()> {
     let object = |milestones: &[Milestone]| -> Value {
         milestones.iter().map(|(name, time)| ((*name).to_owned(), json!(time))).collect::<Map<_, _>>().into()
     };
+    let exits = |cost: &Cost| (cost.exit.clone(), json!({ "average": cost.average, "least": cost.least }));
     let figures = json!({
-        "unit": "nanoseconds of virtual time since reset, one an instruction",
+        "unit": "nanoseconds of virtual time since reset, one an instruction; instructions per exit",
         "bare": object(bare),
         "peerboot": object(peerboot),
+        "exits": Value::Object(costs.iter().map(exits).collect()),
     });
     let file = project.root().join(&options.json);
     if let Some(dir) = file.parent() {
@@ -149,6 +208,14 @@ fn ratio(ours: u64, theirs: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn costs_are_read_from_the_log() {
+        let console = "tiny: exit-cost: port read, PIT 400 instructions (least 390)\r\nPASS exit-cost\n";
+        let found = costs(console).expect("costs");
+        assert_eq!(found, [Cost { exit: "port read, PIT".to_owned(), average: 400, least: 390 }]);
+        assert!(costs("PASS exit-cost").is_err());
+    }
 
     #[test]
     fn the_timeline_is_read_from_the_console() {

@@ -1,4 +1,5 @@
-//! The example guests: Debian's kernels, memtest86+ and an initramfs with busybox, made under build/guests.
+//! The guests that are booted: Debian's kernels, memtest86+ and an initramfs with busybox, made under build/guests, and
+//! the tiny ones of tests/guests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use crate::cpio::Archive;
 use crate::error::{Error, Result};
 use crate::packages;
 use crate::project::Project;
+use crate::toolchain::{TARGET, Toolchain};
 
 /// Debian's kernel for virtual machines, a bzImage.
 ///
@@ -60,6 +62,32 @@ pub fn initramfs(project: &Project) -> Result<PathBuf> {
     // The legacy frame is the one that Linux's early unpacker knows.
     command::output(command::command("lz4").args(["-l", "-9", "-f", "-q"]).arg(&plain).arg(&packed))?;
     Ok(packed)
+}
+
+/// The names of the tiny test guests in tests/guests.
+///
+/// # Errors
+/// The source tree is not whole.
+pub fn tiny_names(project: &Project) -> Result<Vec<String>> {
+    let dir = project.path("tests/guests/src/bin");
+    let mut names: Vec<String> = fs::read_dir(&dir)
+        .map_err(|e| Error::file("list", &dir, &e))?
+        .flatten()
+        .filter_map(|entry| entry.path().file_stem().map(|stem| stem.to_string_lossy().into_owned()))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Builds one of the tiny test guests, a PVH kernel.
+///
+/// # Errors
+/// There is no compiler, or it finds fault.
+pub fn tiny(project: &Project, name: &str) -> Result<PathBuf> {
+    let toolchain = Toolchain::freestanding(project)?;
+    let mut cargo = toolchain.cargo_freestanding(project, "build");
+    command::output(cargo.args(["--quiet", "--release", "-p", "test-guests", "--bin", name]))?;
+    Ok(toolchain.target_dir().join(TARGET).join("release").join(name))
 }
 
 fn kernel(project: &Project, package: &str) -> Result<PathBuf> {

@@ -42,18 +42,24 @@ impl Recipe {
         Self { board: board.to_owned(), base: None, manifest: None, files: Vec::new(), load_address: None }
     }
 
-    /// Builds what is missing and writes the ROM file; leaves it alone when nothing has changed since.
+    /// Builds what is missing and writes the ROM file.
     ///
     /// # Errors
     /// A tool, a file or the space for it is missing, or the source does not build.
     pub fn compose(&self, project: &Project, rom: &Path) -> Result<()> {
-        packages::require(packages::ROM_TOOLS)?;
-        let ingredients = Ingredients::gather(project, self)?;
+        Ingredients::gather(project, self, rom)?.mix(rom)
+    }
+
+    /// Does the same, but leaves the ROM file alone when nothing that goes into it has changed since.
+    ///
+    /// # Errors
+    /// As [`Recipe::compose`].
+    pub fn refresh(&self, project: &Project, rom: &Path) -> Result<()> {
+        let ingredients = Ingredients::gather(project, self, rom)?;
         let (stamp, stamp_file) = (ingredients.stamp()?, rom.with_added_extension("stamp"));
         if rom.is_file() && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp) {
             return Ok(());
         }
-        say(&format!("composing {}", rom.display()));
         let _ = fs::remove_file(&stamp_file);
         ingredients.mix(rom)?;
         fs::write(&stamp_file, stamp).map_err(|e| Error::file("write", &stamp_file, &e))
@@ -146,7 +152,9 @@ struct Ingredients {
 }
 
 impl Ingredients {
-    fn gather(project: &Project, recipe: &Recipe) -> Result<Self> {
+    /// Builds and makes everything; `rom` only gives the compiled manifest its name.
+    fn gather(project: &Project, recipe: &Recipe, rom: &Path) -> Result<Self> {
+        packages::require(packages::ROM_TOOLS)?;
         let board = project.board(&recipe.board)?;
         let base = match &recipe.base {
             Some(rom) => Base::Coreboot(rom.clone()),
@@ -161,7 +169,8 @@ impl Ingredients {
             }
         }
         let payload = payload::build(project, recipe.load_address.as_deref())?;
-        let manifest = compile_manifest(project, &source)?;
+        let blob = project.build("manifest")?.join(rom.file_name().unwrap_or_default()).with_extension("dtb");
+        let manifest = compile_manifest(&source, &blob)?;
         Ok(Self { base, payload, manifest, files })
     }
 
@@ -195,6 +204,7 @@ impl Ingredients {
     }
 
     fn mix(&self, rom: &Path) -> Result<()> {
+        say(&format!("composing {}", rom.display()));
         // The new ROM takes its name only when it is whole.
         let draft = rom.with_added_extension("draft");
         let cbfs = match &self.base {
@@ -235,24 +245,25 @@ fn names_in(manifest: &Path) -> Result<Vec<String>> {
     Ok(text.split("cbfs:").skip(1).filter_map(|rest| rest.split(ends).next()).map(str::to_owned).collect())
 }
 
-/// The manifest as a device-tree blob.
-fn compile_manifest(project: &Project, source: &Path) -> Result<PathBuf> {
+/// The manifest as a device-tree blob: itself, or what dtc writes to `blob`.
+fn compile_manifest(source: &Path, blob: &Path) -> Result<PathBuf> {
     const BLOB_MAGIC: [u8; 4] = [0xD0, 0x0D, 0xFE, 0xED];
     let bytes = fs::read(source).map_err(|e| Error::file("read", source, &e))?;
     if bytes.starts_with(&BLOB_MAGIC) {
         return Ok(source.to_path_buf());
     }
-    let blob = project.build("manifest")?.join(MANIFEST);
     let fresh = blob.with_extension("new");
     command::output(
         command::command("dtc").args(["-I", "dts", "-O", "dtb", "-q", "-o"]).arg(&fresh).arg(source),
     )
     .map_err(|e| Error::setup(format!("{} is not a device tree: {e}", source.display())))?;
     // The same blob keeps its time, and the ROM need not be made again.
-    if fs::read(&blob).ok() != fs::read(&fresh).ok() {
-        fs::rename(&fresh, &blob).map_err(|e| Error::file("rename", &fresh, &e))?;
+    if fs::read(blob).ok() == fs::read(&fresh).ok() {
+        fs::remove_file(&fresh).map_err(|e| Error::file("remove", &fresh, &e))?;
+    } else {
+        fs::rename(&fresh, blob).map_err(|e| Error::file("rename", &fresh, &e))?;
     }
-    Ok(blob)
+    Ok(blob.to_path_buf())
 }
 
 /// The board's flash map, in coreboot's language for it.

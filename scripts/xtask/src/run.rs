@@ -69,7 +69,7 @@ pub fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     let until = options.until.as_deref().map(pattern).transpose()?;
     packages::require(&[packages::QEMU])?;
     let rom = default_rom(project, &options.content.board)?;
-    options.content.recipe()?.compose(project, &rom)?;
+    options.content.recipe()?.refresh(project, &rom)?;
 
     let spec = Spec {
         cpu: options.cpu.clone(),
@@ -109,6 +109,6 @@ fn default_rom(project: &Project, board: &str) -> Result<PathBuf> {
 /// Set-up fails or the source does not build.
 pub fn example_rom(project: &Project, board: &str) -> Result<PathBuf> {
     let rom = default_rom(project, board)?;
-    Recipe::example(board).compose(project, &rom)?;
+    Recipe::example(board).refresh(project, &rom)?;
     Ok(rom)
 }

@@ -88,20 +88,41 @@ pub fn hint(name: &str) {
     }
 }
 
-/// What a case may lean on.
-pub type Body<T> = fn(&T) -> Result<Outcome>;
+/// A check, given what all checks of its kind share.
+pub type Body<T> = Box<dyn Fn(&T) -> Result<Outcome> + Send + Sync>;
 
 /// One check among many of its kind.
-#[derive(Debug)]
 pub struct Case<T> {
     /// Its name, as filters see it.
-    pub name: &'static str,
+    pub name: String,
     /// The check.
     pub body: Body<T>,
     /// Whether it measures time, and so must not share the machine's cores with another.
     pub alone: bool,
     /// Whether it runs only when asked for the long suite.
     pub long: bool,
+}
+
+impl<T> Case<T> {
+    /// A check that may share the machine with another.
+    pub fn new(
+        name: impl Into<String>,
+        body: impl Fn(&T) -> Result<Outcome> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name: name.into(), body: Box::new(body), alone: false, long: false }
+    }
+
+    /// The same check, alone on the machine.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self { alone: true, ..self }
+    }
+
+    /// The same check, in the long suite only.
+    #[must_use]
+    pub fn long(self) -> Self {
+        Self { long: true, ..self }
+    }
 }
 
 /// Which cases to run.
@@ -124,14 +145,14 @@ impl Selection {
 /// Runs the selected cases, at most two at a time: one for each core of the smallest machine.
 pub fn run_cases<T: Sync>(cases: &[Case<T>], selection: &Selection, lab: &T) -> Tally {
     let chosen =
-        || cases.iter().filter(|case| selection.selects(case.name) && (selection.long || !case.long));
+        || cases.iter().filter(|case| selection.selects(&case.name) && (selection.long || !case.long));
     let tally = Mutex::new(Tally::default());
     let run = |case: &Case<T>| {
-        hint(case.name);
+        hint(&case.name);
         let start = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| (case.body)(lab)))
             .unwrap_or_else(|_| Err(Error::failed("the test itself panicked")));
-        lock(&tally).record(case.name, start.elapsed(), &result);
+        lock(&tally).record(&case.name, start.elapsed(), &result);
     };
     let queue = Mutex::new(chosen().filter(|case| !case.alone).collect::<VecDeque<_>>());
     thread::scope(|scope| {
@@ -166,16 +187,14 @@ mod tests {
 
     #[test]
     fn cases_are_counted_by_how_they_end() {
-        fn case(name: &'static str, body: Body<()>) -> Case<()> {
-            Case { name, body, alone: false, long: false }
-        }
+        let passes = |(): &()| Ok(Outcome::Passed);
         let cases = [
-            case("holds", |()| Ok(Outcome::Passed)),
-            case("cannot", |()| Ok(Outcome::Skipped("no such machine".to_owned()))),
-            case("fails", |()| Err(Error::failed("broken"))),
-            case("panics", |()| panic!("on purpose")),
-            Case { long: true, ..case("long", |()| Ok(Outcome::Passed)) },
-            Case { alone: true, ..case("alone", |()| Ok(Outcome::Passed)) },
+            Case::new("holds", passes),
+            Case::new("cannot", |(): &()| Ok(Outcome::Skipped("no such machine".to_owned()))),
+            Case::new("fails", |(): &()| Err(Error::failed("broken"))),
+            Case::new("panics", |(): &()| panic!("on purpose")),
+            Case::new("long", passes).long(),
+            Case::new("alone", passes).alone(),
         ];
         let all = run_cases(&cases, &Selection::default(), &());
         assert_eq!(all, Tally { passed: 2, failed: 2, skipped: 1 });
