@@ -24,7 +24,7 @@ use host::acpi::Acpi;
 use host::memory::{FrameAllocator, Range, Record, Use};
 use host::physical::{EarlyMemory, FirmwareMemory};
 use host::time::{Calibration, Clock};
-use host::{acpi, apic, cpu, interrupts};
+use host::{acpi, apic, cpu, interrupts, paging};
 use timeline::Step;
 
 /// The first serial port of a PC: only to say that there is no coreboot table.
@@ -50,10 +50,10 @@ fn boot(table: u64, entry_tsc: u64) -> ! {
 
     let acpi = read_acpi(&table);
     let clock = start_interrupts_and_time(&table, acpi.as_ref(), entry_tsc);
+    check_page_tables();
     timeline::mark(Step::Devices);
 
-    let cbfs = flash::cbfs(&table);
-    match &cbfs {
+    match flash::cbfs(&table) {
         Ok(cbfs) => info!("flash: CBFS with {} files", cbfs.files().filter(Result::is_ok).count()),
         Err(error) => error!("flash: {error}"),
     }
@@ -92,14 +92,8 @@ fn start_memory(table: &CorebootTable) -> &'static FrameAllocator {
             (Range::with_len(range.start, range.size), usage)
         })
         .collect();
-    let (frames, audit) = host::start_memory(&records);
-    info!(
-        "memory: {} MiB free; {} KiB executable, {} KiB read-only, {} MiB writable, none both",
-        frames.free() >> 20,
-        audit.executable >> 10,
-        audit.readable >> 10,
-        audit.writable >> 20
-    );
+    let frames = host::start_memory(&records);
+    info!("memory: {} MiB free", frames.free() >> 20);
     frames
 }
 
@@ -166,10 +160,23 @@ fn route_serial(table: &CorebootTable, io_apics: &apic::io::IoApics) {
     }
 }
 
+/// Reads our page tables back: no page may be both writable and executable.
+fn check_page_tables() {
+    match paging::audit() {
+        Ok(audit) => info!(
+            "paging: {} KiB executable, {} KiB read-only, {} MiB writable; none both writable and executable",
+            audit.executable >> 10,
+            audit.readable >> 10,
+            audit.writable >> 20
+        ),
+        Err(page) => error!("paging: {} is both writable and executable", page.range),
+    }
+}
+
 /// Adds our steps to coreboot's timestamps.
 fn publish_timeline(table: &CorebootTable) {
     if let Some(address) = table.timestamps() {
-        complain("timestamps", timeline::publish(address).map(drop));
+        complain("timestamps", timeline::publish(address));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::console::serial;
 use crate::host::acpi::Acpi;
+use crate::host::exceptions::Mistake;
 use crate::host::memory::FrameAllocator;
 use crate::host::time::Clock;
 use crate::host::{apic, heap, interrupts, power};
@@ -66,7 +67,7 @@ pub fn run(machine: &Machine) -> ! {
 fn command(machine: &Machine, line: &str, user: &mut User) -> core::fmt::Result {
     match line {
         "" => Ok(()),
-        "help" => writeln!(user, "help, log, memory, timeline, reboot, poweroff"),
+        "help" => writeln!(user, "help, log, memory, timeline, crash, reboot, poweroff"),
         "log" => {
             log::replay(user);
             Ok(())
@@ -87,7 +88,21 @@ fn command(machine: &Machine, line: &str, user: &mut User) -> core::fmt::Result 
             machine.acpi.map(power::off);
             writeln!(user, "this machine cannot be powered off from here")
         }
+        _ if line.starts_with("crash") => crash(line, user),
         other => writeln!(user, "no command is called `{other}`; `help` lists them"),
+    }
+}
+
+/// Has the machine fail, so that its report can be tried.
+fn crash(line: &str, user: &mut User) -> core::fmt::Result {
+    let name = line.strip_prefix("crash").unwrap_or_default().trim();
+    match Mistake::ALL.iter().find(|(known, _)| *known == name) {
+        Some((_, mistake)) => mistake.make(),
+        None => {
+            write!(user, "crash how?")?;
+            Mistake::ALL.iter().try_for_each(|(known, _)| write!(user, " {known}"))?;
+            writeln!(user)
+        }
     }
 }
 

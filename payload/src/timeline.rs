@@ -5,7 +5,7 @@ use crate::host::memory::Range;
 use crate::host::paging::{Cache, DeviceError, map_device};
 use crate::host::time::Clock;
 use crate::info;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use coreboot_config::timestamps::{COUNT_OFFSET, HEADER_LEN, Header};
 
 /// The steps, in their order.
@@ -49,6 +49,9 @@ impl Step {
 /// The TSC at each step, zero for steps not reached.
 static REACHED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
+/// Which steps are in coreboot's table.
+static PUBLISHED: [AtomicBool; 4] = [const { AtomicBool::new(false) }; 4];
+
 /// Notes that `step` is reached now, unless it was before.
 pub fn mark(step: Step) {
     mark_at(step, cpu::tsc());
@@ -85,23 +88,22 @@ impl core::fmt::Display for Millis {
     }
 }
 
-/// Appends the steps reached so far to coreboot's timestamp table at `address`; how many it had room for.
-pub fn publish(address: u64) -> Result<usize, DeviceError> {
+/// Appends the steps reached since the last time to coreboot's timestamp table at `address`, as far as it has
+/// room.
+pub fn publish(address: u64) -> Result<(), DeviceError> {
     let header = map_device(Range::with_len(address, HEADER_LEN as u64), Cache::WriteBack)?;
-    let Some(mut header) = Header::decode(&header.read_bytes::<HEADER_LEN>(0)) else { return Ok(0) };
+    let Some(mut header) = Header::decode(&header.read_bytes::<HEADER_LEN>(0)) else { return Ok(()) };
     let table = map_device(Range::with_len(address, header.table_len() as u64), Cache::WriteBack)?;
-    let mut written = 0;
     for step in Step::ALL {
         let tsc = REACHED[step as usize].load(Ordering::Relaxed);
-        if tsc == 0 {
+        if tsc == 0 || PUBLISHED[step as usize].swap(true, Ordering::Relaxed) {
             continue;
         }
         let Some((at, entry)) = header.append(step.timestamp_id(), tsc) else { break };
         for (offset, byte) in (at..).zip(entry) {
             table.write_u8(offset, byte);
         }
-        written += 1;
     }
     table.write_u32(COUNT_OFFSET, header.num_entries);
-    Ok(written)
+    Ok(())
 }

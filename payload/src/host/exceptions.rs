@@ -156,3 +156,66 @@ fn report_machine_check() {
         }
     }
 }
+
+/// A mistake made on purpose, so that the report, W^X and the guard pages can be tried on the machine itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// A panic.
+    Panic,
+    /// A write to code.
+    WriteCode,
+    /// A jump into data.
+    ExecuteData,
+    /// A recursion without end.
+    ExhaustStack,
+    /// A read through a null pointer.
+    ReadNull,
+}
+
+impl Mistake {
+    /// All of them, by the names the prompt has for them.
+    pub const ALL: [(&str, Self); 5] = [
+        ("panic", Self::Panic),
+        ("code", Self::WriteCode),
+        ("data", Self::ExecuteData),
+        ("stack", Self::ExhaustStack),
+        ("null", Self::ReadNull),
+    ];
+
+    /// Makes the mistake; the machine stops with a report.
+    pub fn make(self) -> ! {
+        static NOT_CODE: [u8; 1] = [RET];
+        /// The instruction RET.
+        const RET: u8 = 0xc3;
+        match self {
+            Self::Panic => panic!("as asked for"),
+            // SAFETY: none: each of these must end in an exception, and if the page tables were wrong and let
+            // it pass, in the halt below.
+            Self::WriteCode => unsafe { (halt_on_purpose as *const () as *mut u8).write_volatile(RET) },
+            // SAFETY: as above.
+            Self::ExecuteData => unsafe {
+                let data = core::hint::black_box(NOT_CODE.as_ptr());
+                core::mem::transmute::<*const u8, extern "C" fn()>(data)();
+            },
+            Self::ExhaustStack => {
+                recurse(1);
+            }
+            // SAFETY: as above; assembly, since the language has no such read.
+            Self::ReadNull => unsafe { asm!("mov {0}, [{0}]", inout(reg) 0_u64 => _, options(readonly)) },
+        }
+        halt_on_purpose()
+    }
+}
+
+/// Says that the mistake went unnoticed.
+fn halt_on_purpose() -> ! {
+    error!("nothing noticed it");
+    log::flush();
+    cpu::halt()
+}
+
+/// Calls itself until the stack is full.
+#[expect(unconditional_recursion, reason = "the point")]
+fn recurse(depth: u64) -> u64 {
+    core::hint::black_box(recurse(core::hint::black_box(depth) + 1)) + depth
+}

@@ -33,8 +33,8 @@ pub fn start_cpu() {
 }
 
 /// Starts the heap, the frame allocator and our own page tables from firmware's memory records. Returns the
-/// allocator of all RAM that is free, and what the page tables allow.
-pub fn start_memory(records: &[Record]) -> (&'static FrameAllocator, paging::Audit) {
+/// allocator of all RAM that is free.
+pub fn start_memory(records: &[Record]) -> &'static FrameAllocator {
     let mut map = MemoryMap::new(records.iter().copied(), &[image::range()]);
     let heap = map.free.take(heap::SIZE, PAGE, EARLY_LIMIT).unwrap_or_else(|| {
         panic!("no {} MiB of memory in one piece below 4 GiB for the heap", heap::SIZE >> 20);
@@ -45,6 +45,6 @@ pub fn start_memory(records: &[Record]) -> (&'static FrameAllocator, paging::Aud
     // SAFETY: `free` is RAM by firmware's word, less everything of ours; what it gives before our page tables
     // are in use lies below 4 GiB, which the entry's map.
     let frames = Box::leak(Box::new(unsafe { FrameAllocator::new(core::mem::take(&mut map.free)) }));
-    let audit = paging::start(&map, frames).unwrap_or_else(|error| panic!("page tables: {error}"));
-    (frames, audit)
+    paging::start(&map, frames).unwrap_or_else(|error| panic!("page tables: {error}"));
+    frames
 }

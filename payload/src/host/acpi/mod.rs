@@ -236,3 +236,6 @@ pub fn find_rsdp<'a>(memory: &dyn Memory<'a>) -> Option<u64> {
     let index = area.chunks_exact(16).position(|chunk| chunk.starts_with(b"RSD PTR "))?;
     start.checked_add((index as u64).checked_mul(16)?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@
 
 mod tables;
 
-pub use tables::{Audit, Cache, MapError, Rights};
+pub use tables::{Audit, Cache, Leaf, MapError, Rights};
 
 use super::cpu::{self, Features};
 use super::memory::{FrameAllocator, Frames, MemoryMap, PAGE, Range, RangeSet};
@@ -90,8 +90,8 @@ impl From<MapError> for DeviceError {
 }
 
 /// Builds the page tables that `map` asks for and runs on them: RAM and firmware's tables as data, our image
-/// by section, no page zero, no guard pages. Returns what the tables then allow, read back from them.
-pub fn start(map: &MemoryMap, frames: &'static FrameAllocator) -> Result<Audit, DeviceError> {
+/// by section, no page zero, no guard pages.
+pub fn start(map: &MemoryMap, frames: &'static FrameAllocator) -> Result<(), DeviceError> {
     let pool = TablePool { frames, pages: Vec::new() };
     let mut tables = Tables::new(pool, Features::read().gigabyte_pages)?;
     for range in map.ram.iter().chain(map.tables.iter()) {
@@ -104,9 +104,6 @@ pub fn start(map: &MemoryMap, frames: &'static FrameAllocator) -> Result<Audit, 
     for guard in stacks::guards() {
         tables.unmap(guard)?;
     }
-    let audit = tables.audit().unwrap_or_else(|leaf| {
-        panic!("{} would be both writable and executable", leaf.range);
-    });
     // SAFETY: the tables map our code, data and stacks to where they are, so the next instruction and every
     // pointer in use stay good; PAT entries 0 to 3, the only ones in use so far, keep their meaning.
     unsafe {
@@ -117,7 +114,7 @@ pub fn start(map: &MemoryMap, frames: &'static FrameAllocator) -> Result<Audit, 
         let (lent, devices) = (RangeSet::new(), RangeSet::new());
         Mutex::new(AddressSpace { tables, ram: map.ram.clone(), lent, devices })
     });
-    Ok(audit)
+    Ok(())
 }
 
 /// Runs on the tables at `root`, forgetting all cached translations.
@@ -172,6 +169,12 @@ impl AddressSpace {
         unsafe { load(self.tables.root()) };
         Ok(())
     }
+}
+
+/// Reads the tables in use back, and counts what they allow; fails with a page that they let be both written
+/// and executed.
+pub fn audit() -> Result<Audit, Leaf> {
+    SPACE.get().map_or(Ok(Audit::default()), |space| space.lock().tables.audit())
 }
 
 /// Whether our own tables are in use.
