@@ -116,6 +116,7 @@ impl Variant {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+/// A file's bytes.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| Error::file("read", path, &e))
 }

@@ -8,6 +8,7 @@ mod bad_input;
 mod boot;
 mod other_guests;
 mod quiet;
+mod stage;
 mod time;
 mod tiny_guests;
 
@@ -35,6 +36,8 @@ fn cases() -> Result<Vec<Case<Lab>>> {
         Case::new("emulator/truncated-manifest", bad_input::truncated_manifest),
         Case::new("emulator/no-manifest", bad_input::no_manifest),
         Case::new("emulator/small-machine", bad_input::small_machine),
+        Case::new("emulator/stage-hand-over", stage::payload_entry_is_as_coreboot_leaves_it),
+        Case::new("emulator/stage-refusals", stage::unbootable_roms_are_explained),
         Case::new("emulator/no-virtualization", boot::no_virtualization),
         Case::new("emulator/sleep", time::sleep_takes_its_time).alone(),
         Case::new("emulator/idle", time::idle_guest_halts_the_host).alone(),
