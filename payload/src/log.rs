@@ -13,6 +13,12 @@ macro_rules! info {
     ($($argument:tt)*) => { $crate::log::line("", format_args!($($argument)*)) };
 }
 
+/// Logs what only an expert will want to know: into the history and coreboot's log, past the user's eyes.
+#[macro_export]
+macro_rules! debug {
+    ($($argument:tt)*) => { $crate::log::detail(format_args!($($argument)*)) };
+}
+
 /// Logs what is wrong but can be lived with.
 #[macro_export]
 macro_rules! warn {
@@ -29,6 +35,10 @@ macro_rules! error {
 pub trait Sink: Sync {
     /// Writes `text`, which may be part of a line; lines end in `\n`.
     fn write(&self, text: &str);
+    /// Whether details are wanted here too.
+    fn wants_details(&self) -> bool {
+        false
+    }
     /// Waits until all that was written is out.
     fn flush(&self) {}
 }
@@ -118,8 +128,16 @@ pub fn set_clock(clock: fn() -> Duration) {
 
 /// Writes one line; the macros call it.
 pub fn line(tag: &str, message: fmt::Arguments) {
+    write_line(Everywhere { details: false }, tag, message);
+}
+
+/// Writes one line where details are wanted; the macro calls it.
+pub fn detail(message: fmt::Arguments) {
+    write_line(Everywhere { details: true }, "", message);
+}
+
+fn write_line(mut out: Everywhere, tag: &str, message: fmt::Arguments) {
     let guard = lock(&LINE);
-    let mut out = Everywhere;
     // `Everywhere` never fails; a failing `Display` loses the rest of its line.
     let _ = match CLOCK.get() {
         Some(clock) => {
@@ -132,15 +150,18 @@ pub fn line(tag: &str, message: fmt::Arguments) {
     drop(guard);
 }
 
-/// All sinks and the history.
-struct Everywhere;
+/// The history and all sinks, or all that want details.
+struct Everywhere {
+    details: bool,
+}
 
 impl fmt::Write for Everywhere {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         if let Some(mut past) = lock(&PAST) {
             past.push(text);
         }
-        SINKS.iter().filter_map(Once::get).for_each(|sink| sink.write(text));
+        let sinks = SINKS.iter().filter_map(Once::get);
+        sinks.filter(|sink| !self.details || sink.wants_details()).for_each(|sink| sink.write(text));
         Ok(())
     }
 }

@@ -11,21 +11,32 @@ mod console;
 #[cfg(target_os = "none")]
 mod entry;
 mod flash;
+mod guests;
 mod host;
 mod log;
+mod machine;
 mod prompt;
+mod terminal;
 mod timeline;
 
+use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use console::{cbmem, framebuffer, serial};
 use core::fmt::Display;
+use coreboot_config::cbfs::Cbfs;
 use coreboot_config::tables::{CorebootTable, MemoryKind, Serial, SerialKind};
+use guests::Wanted;
 use host::acpi::Acpi;
 use host::memory::{FrameAllocator, Range, Record, Use};
 use host::physical::{EarlyMemory, FirmwareMemory};
 use host::time::{Calibration, Clock};
-use host::{acpi, apic, cpu, interrupts, paging};
+use host::{acpi, apic, cpu, interrupts, paging, power};
+use machine::Machine;
+use terminal::{GuestTerminal, Style};
 use timeline::Step;
+use vmm_core::guest::End;
+use vmm_core::monitor::Monitor;
 
 /// The first serial port of a PC: only to say that there is no coreboot table.
 const LAST_RESORT: Serial =
@@ -53,14 +64,68 @@ fn boot(table: u64, entry_tsc: u64) -> ! {
     check_page_tables();
     timeline::mark(Step::Devices);
 
-    match flash::cbfs(&table) {
+    let cbfs = flash::cbfs(&table);
+    match &cbfs {
         Ok(cbfs) => info!("flash: CBFS with {} files", cbfs.files().filter(Result::is_ok).count()),
         Err(error) => error!("flash: {error}"),
     }
 
-    timeline::print(clock);
-    publish_timeline(&table);
+    let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, frames)));
+    if let (Some(mut monitor), Ok(cbfs)) = (start_monitor(machine), cbfs) {
+        add_guests(&mut monitor, &cbfs, frames);
+        timeline::mark(Step::ImagesLoaded);
+        run_guests(&mut monitor, &table, clock, acpi.as_ref());
+    }
     prompt::run(&prompt::Machine { frames, clock, acpi: acpi.as_ref() })
+}
+
+/// Switches virtualization on; `None` where this CPU cannot run guests.
+fn start_monitor(machine: &'static Machine) -> Option<Monitor> {
+    match host::enable_virtualization() {
+        Ok(core) => {
+            info!("virtualization: {core}");
+            Some(Monitor::new(core, machine))
+        }
+        Err(unsupported) => {
+            error!("virtualization: {unsupported}");
+            None
+        }
+    }
+}
+
+/// Builds the manifest's guests; what is wrong with one costs only that one.
+fn add_guests(monitor: &mut Monitor, cbfs: &Cbfs<'static>, frames: &'static FrameAllocator) {
+    let wanted = match guests::wanted(cbfs, frames) {
+        Ok(wanted) => wanted,
+        Err(error) => return error!("{error}"),
+    };
+    let style = match wanted.iter().filter(|guest| guest.shown).count() {
+        0 | 1 => Style::Raw,
+        _ => Style::Lines,
+    };
+    for Wanted { config, shown } in wanted {
+        let name = config.name.clone();
+        let style = if shown { style } else { Style::Silent };
+        let (memory, cpus) = (config.memory >> 20, config.vcpus);
+        match monitor.add(config, Arc::new(GuestTerminal::new(&name, style))) {
+            Ok(()) => info!("{name}: {memory} MiB, {cpus} CPU(s), ready"),
+            Err(error) => error!("{name}: {error}"),
+        }
+    }
+}
+
+/// Runs the guests until none is left. When each of them switched itself off, so does the machine.
+fn run_guests(monitor: &mut Monitor, table: &CorebootTable, clock: &Clock, acpi: Option<&Acpi>) {
+    timeline::mark(Step::FirstGuestInstruction);
+    timeline::print(clock);
+    publish_timeline(table);
+    let mut ends = monitor.run().peekable();
+    let any = ends.peek().is_some();
+    if any && ends.all(|(_, end)| end == End::PowerOff) {
+        info!("all guests are off: switching the machine off");
+        log::flush();
+        acpi.map(power::off);
+    }
 }
 
 /// Says who we are, where, and what was wrong with the table.

@@ -36,6 +36,18 @@ pub trait HostCpuid {
     fn read(&self, leaf: u32, subleaf: u32) -> CpuidResult;
 }
 
+/// The CPU this runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuidInstruction;
+
+impl HostCpuid for CpuidInstruction {
+    fn read(&self, leaf: u32, subleaf: u32) -> CpuidResult {
+        let core::arch::x86_64::CpuidResult { eax, ebx, ecx, edx } =
+            core::arch::x86_64::__cpuid_count(leaf, subleaf);
+        CpuidResult { eax, ebx, ecx, edx }
+    }
+}
+
 /// What a guest's CPUID depends on beside the host's.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuidConfig {
@@ -312,6 +324,34 @@ impl CpuidView {
             _ => {}
         }
         result
+    }
+
+    /// Whether the CPU is one of AMD's make, with AMD's model-specific registers.
+    pub fn is_amd(&self) -> bool {
+        let CpuidResult { ebx, ecx, edx, .. } = self.lookup(0, 0);
+        [ebx, edx, ecx] == [0x6874_7541, 0x6974_6e65, 0x444d_4163]
+    }
+
+    /// Whether the guest knows of IA32_PRED_CMD.
+    pub fn offers_ibpb(&self) -> bool {
+        self.lookup(0x8000_0008, 0).ebx & extended8_ebx::IBPB != 0
+            || self.lookup(7, 0).edx & leaf7::EDX_IBRS_IBPB != 0
+    }
+
+    /// Whether the guest knows of IA32_SPEC_CTRL.
+    pub fn offers_spec_ctrl(&self) -> bool {
+        self.lookup(0x8000_0008, 0).ebx & extended8_ebx::SPEC_CTRL != 0
+            || self.lookup(7, 0).edx & (leaf7::EDX_IBRS_IBPB | leaf7::EDX_SPEC_CTRL) != 0
+    }
+
+    /// Whether the guest knows of RDTSCP and TSC_AUX.
+    pub fn offers_rdtscp(&self) -> bool {
+        self.lookup(0x8000_0001, 0).edx & extended1::EDX_RDTSCP != 0
+    }
+
+    /// How many bits the guest's physical addresses have.
+    pub fn physical_bits(&self) -> u8 {
+        (self.lookup(0x8000_0008, 0).eax & 0xff) as u8
     }
 
     /// The bits that the guest may set in XCR0.

@@ -39,17 +39,23 @@ impl Instant {
     }
 }
 
-/// How a guest's time-stamp counter runs: its frequency and the moment it stood at zero.
+/// How a guest's time-stamp counter runs: its frequency, and what it read at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct TscClock {
     khz: u64,
-    zero: Instant,
+    base: Instant,
+    ticks_at_base: u64,
 }
 
 impl TscClock {
-    /// A counter of `khz` kilohertz that stood at zero at `zero`. A frequency of zero is taken as 1 kHz.
+    /// A counter of `khz` kilohertz that stands at zero at `zero`. A frequency of zero is taken as 1 kHz.
     pub const fn new(khz: u64, zero: Instant) -> Self {
-        Self { khz: if khz == 0 { 1 } else { khz }, zero }
+        Self::reading(khz, 0, zero)
+    }
+
+    /// A counter of `khz` kilohertz that reads `ticks` at `now`.
+    pub const fn reading(khz: u64, ticks: u64, now: Instant) -> Self {
+        Self { khz: if khz == 0 { 1 } else { khz }, base: now, ticks_at_base: ticks }
     }
 
     /// The counter's frequency in kHz; never zero.
@@ -57,21 +63,24 @@ impl TscClock {
         self.khz
     }
 
-    /// What the counter reads at `now`; zero before its start.
-    #[expect(clippy::cast_possible_truncation, reason = "wraps as the 64-bit counter does")]
+    /// What the counter reads at `now`, which is not before the moment it was made for.
     #[expect(
         clippy::arithmetic_side_effects,
         reason = "a product of two u64 fits u128; the divisor is a constant"
     )]
     pub const fn ticks_at(&self, now: Instant) -> u64 {
-        (now.nanos_since(self.zero) as u128 * self.khz as u128 / 1_000_000) as u64
+        let ticks = now.nanos_since(self.base) as u128 * self.khz as u128 / 1_000_000;
+        // It wraps as the 64-bit counter does.
+        self.ticks_at_base.wrapping_add(ticks as u64)
     }
 
-    /// The first moment at which the counter reads at least `ticks`; saturates at the clock's end.
+    /// The first moment at which the counter reads at least `ticks`, or the moment it was made for where that
+    /// has passed; saturates at the clock's end.
     #[expect(clippy::arithmetic_side_effects, reason = "u64 products fit u128, and `khz` is not zero")]
     pub const fn instant_of(&self, ticks: u64) -> Instant {
+        let ticks = ticks.saturating_sub(self.ticks_at_base);
         let nanos = (ticks as u128 * 1_000_000).div_ceil(self.khz as u128);
-        self.zero.plus_nanos(if nanos > u64::MAX as u128 { u64::MAX } else { nanos as u64 })
+        self.base.plus_nanos(if nanos > u64::MAX as u128 { u64::MAX } else { nanos as u64 })
     }
 }
 
@@ -89,6 +98,14 @@ mod tests {
             let before = Instant::from_nanos(clock.instant_of(ticks).as_nanos() - 1);
             assert!(clock.ticks_at(before) < ticks);
         }
+    }
+
+    #[test]
+    fn a_counter_can_be_set() {
+        let clock = TscClock::reading(1_000_000, 5_000, Instant::from_nanos(100));
+        assert_eq!(clock.ticks_at(Instant::from_nanos(150)), 5_050);
+        assert_eq!(clock.instant_of(6_000), Instant::from_nanos(1_100));
+        assert_eq!(clock.instant_of(10), Instant::from_nanos(100), "already passed");
     }
 
     #[test]

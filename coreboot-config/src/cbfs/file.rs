@@ -122,13 +122,21 @@ impl<'a> File<'a> {
         let len = usize::try_from(size).map_err(|_| self.error(CbfsFault::OutOfMemory(size)))?;
         contents.try_reserve_exact(len).map_err(|_| self.error(CbfsFault::OutOfMemory(size)))?;
         contents.resize(len, 0);
+        self.decompress_into(&mut contents)?;
+        Ok(Cow::Owned(contents))
+    }
+
+    /// Decompresses the file to the beginning of `output`: as many bytes as [`Self::compression`] says. The
+    /// hash is not checked.
+    pub fn decompress_into(&self, output: &mut [u8]) -> Result<(), CbfsError> {
+        let (compression, size) = self.compression()?;
         let found = compression
-            .decompress(self.data, &mut contents)
+            .decompress(self.data, output)
             .map_err(|error| self.error(error.fault(compression)))?;
-        if found != len {
+        if found as u64 != size {
             return Err(self.error(CbfsFault::Size { found: found as u64, expected: size }));
         }
-        Ok(Cow::Owned(contents))
+        Ok(())
     }
 
     /// Checks the bytes in the flash against each hash attribute; a file without one passes.

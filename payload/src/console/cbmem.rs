@@ -17,6 +17,10 @@ struct Console {
 struct LogLines;
 
 impl log::Sink for LogLines {
+    fn wants_details(&self) -> bool {
+        true
+    }
+
     fn write(&self, text: &str) {
         let Some(mut console) = CONSOLE.get().and_then(log::lock) else { return };
         for piece in console.header.append(text.as_bytes()) {

@@ -92,6 +92,14 @@ pub fn report(vector: u8, at: &Interrupted) {
     cpu::halt()
 }
 
+/// Tells a machine check that struck while a guest ran, and stops: nobody knows what it damaged.
+pub fn machine_check_in_guest() {
+    error!("machine check while a guest ran, on CPU {}", cpu::this().number);
+    report_machine_check();
+    log::flush();
+    cpu::halt()
+}
+
 /// Tells a panic and stops this CPU.
 pub fn panic(info: &PanicInfo) -> ! {
     if FAILING.swap(true, Ordering::Relaxed) {

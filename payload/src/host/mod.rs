@@ -16,10 +16,13 @@ pub mod paging;
 pub mod physical;
 pub mod port;
 pub mod power;
+pub mod rtc;
 pub mod stacks;
 pub mod time;
 
 use alloc::boxed::Box;
+use vmm_core::cpu::{Core, Unsupported};
+
 use memory::{FrameAllocator, MemoryMap, PAGE, Record};
 
 /// New page tables and their frames must be reachable on the entry's.
@@ -47,4 +50,11 @@ pub fn start_memory(records: &[Record]) -> &'static FrameAllocator {
     let frames = Box::leak(Box::new(unsafe { FrameAllocator::new(core::mem::take(&mut map.free)) }));
     paging::start(&map, frames).unwrap_or_else(|error| panic!("page tables: {error}"));
     frames
+}
+
+/// Switches virtualization on for this CPU.
+pub fn enable_virtualization() -> Result<Core, Unsupported> {
+    // SAFETY: ring 0, identity-mapped; this CPU's descriptor tables are its own for good, and the boot calls
+    // this once.
+    unsafe { Core::enable() }
 }

@@ -217,7 +217,8 @@ impl LocalApic {
         self.base & BASE_X2APIC != 0
     }
 
-    const fn is_enabled(&self) -> bool {
+    /// Whether IA32_APIC_BASE has it on.
+    pub const fn is_enabled(&self) -> bool {
         self.base & BASE_ENABLE != 0
     }
 
@@ -260,6 +261,19 @@ impl LocalApic {
         }
         let entry = self.lvt(Lvt::Lint0);
         entry & LVT_MASKED == 0 && matches!(DeliveryMode::from_bits(entry >> 8), Some(DeliveryMode::ExtInt))
+    }
+
+    /// The highest vector that is requested and not yet in service, whatever the task priority: one that
+    /// may become deliverable as soon as the vCPU lowers CR8.
+    pub fn highest_request(&self) -> Option<u8> {
+        self.requested
+            .highest()
+            .filter(|vector| vector & 0xf0 > self.in_service.highest().unwrap_or(0) & 0xf0)
+    }
+
+    /// Whether a non-maskable interrupt waits.
+    pub const fn nmi_pending(&self) -> bool {
+        self.nmi
     }
 
     /// Takes the pending non-maskable interrupt.
@@ -618,6 +632,13 @@ impl LocalApic {
     pub fn set_task_priority(&mut self, priority: u8) {
         self.task_priority = priority;
         self.arbitrate();
+    }
+
+    /// Sets the task priority as CR8 does, to a class of 0 to 15; cheap while it stays what it is.
+    pub fn set_task_priority_class(&mut self, class: u8) {
+        if self.task_priority >> 4 != class {
+            self.set_task_priority(class << 4);
+        }
     }
 
     /// The guest finished with the interrupt of highest priority in service.

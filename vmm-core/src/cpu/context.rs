@@ -44,6 +44,8 @@ pub struct HostFeatures {
     pub xsave_size: usize,
     /// RDTSCP and with it TSC_AUX.
     pub rdtscp: bool,
+    /// The time-stamp counter runs at one pace in every power state.
+    pub invariant_tsc: bool,
     /// 1 GiB pages.
     pub gigabyte_pages: bool,
     /// Indirect branch prediction barrier.
@@ -76,6 +78,7 @@ impl HostFeatures {
             xcr0,
             xsave_size,
             rdtscp: extended.edx & (1 << 27) != 0,
+            invariant_tsc: leaf(0x8000_0007).edx & (1 << 8) != 0,
             gigabyte_pages: extended.edx & (1 << 26) != 0,
             ibpb: sizes.ebx & (1 << 12) != 0 || structured.edx & (1 << 26) != 0,
             spec_ctrl: sizes.ebx & (1 << 14 | 1 << 15 | 1 << 24) != 0

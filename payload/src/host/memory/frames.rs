@@ -68,6 +68,16 @@ impl Frames {
         self.range
     }
 
+    /// The bytes, as Rust memory for good: they are never given back.
+    pub fn into_bytes(mut self) -> &'static mut [u8] {
+        self.zero();
+        let range = self.range;
+        core::mem::forget(self);
+        // SAFETY: the range is this value's alone, mapped writable, initialized just now, and stays so, since
+        // the value that would give it back is gone.
+        unsafe { core::slice::from_raw_parts_mut(range.start as *mut u8, range.len() as usize) }
+    }
+
     /// Sets every byte to zero.
     pub fn zero(&mut self) {
         // SAFETY: the range is this value's alone, whole pages, and mapped writable.

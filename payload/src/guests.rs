@@ -1,0 +1,144 @@
+//! From the manifest in CBFS to guests that the monitor can build.
+
+use crate::host::memory::FrameAllocator;
+use crate::{error, warn};
+use alloc::borrow::Cow;
+use alloc::vec::Vec;
+use core::fmt;
+use coreboot_config::cbfs::{Cbfs, CbfsError, Compression};
+use coreboot_config::manifest::{self, Boot, Console, Manifest, ManifestError, Source};
+use vmm_core::boot::BootProtocol;
+use vmm_core::guest::{Action, GuestConfig, Image};
+
+/// How large a manifest may be once it is unpacked, in bytes.
+const MANIFEST_LIMIT: usize = manifest::MAX_BLOB_LEN;
+
+/// A guest as the manifest wants it, its files found.
+pub struct Wanted {
+    /// For the monitor.
+    pub config: GuestConfig,
+    /// Whether its console is shown.
+    pub shown: bool,
+}
+
+/// Why there is no manifest to read guests from.
+#[derive(Debug)]
+pub enum NoManifest {
+    /// CBFS does not hold it, or holds it damaged.
+    File(CbfsError),
+    /// It is no manifest.
+    Manifest(ManifestError),
+}
+
+impl fmt::Display for NoManifest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(error) => write!(f, "manifest: {error}"),
+            Self::Manifest(error) => write!(f, "manifest {}: {error}", manifest::FILE_NAME),
+        }
+    }
+}
+
+/// Why a guest's file cannot be used.
+#[derive(Debug)]
+enum FileError {
+    Cbfs(CbfsError),
+    /// Unpacked it has this many bytes, for which there is no memory.
+    NoMemory(u64),
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cbfs(error) => error.fmt(f),
+            Self::NoMemory(size) => write!(f, "unpacked it has {size} bytes, more than there is free memory"),
+        }
+    }
+}
+
+impl From<CbfsError> for FileError {
+    fn from(error: CbfsError) -> Self {
+        Self::Cbfs(error)
+    }
+}
+
+/// The guests that start with the machine, in the manifest's order. What is wrong with one is logged and costs
+/// only that one.
+pub fn wanted(cbfs: &Cbfs<'static>, frames: &'static FrameAllocator) -> Result<Vec<Wanted>, NoManifest> {
+    let file = cbfs.find(manifest::FILE_NAME).map_err(NoManifest::File)?;
+    let blob = file.contents(MANIFEST_LIMIT).map_err(NoManifest::File)?;
+    let manifest = Manifest::parse(&blob).map_err(NoManifest::Manifest)?;
+    manifest.warnings.iter().for_each(|warning| warn!("manifest: {warning}"));
+    let guests = manifest.guests.into_iter().filter_map(|guest| match guest {
+        Ok(guest) if guest.autostart => resolve(&guest, cbfs, frames),
+        Ok(_) => None,
+        Err(error) => {
+            error!("manifest: {error}");
+            None
+        }
+    });
+    Ok(guests.collect())
+}
+
+/// Finds a guest's files; says which one is wrong and how.
+fn resolve(
+    guest: &manifest::GuestConfig,
+    cbfs: &Cbfs<'static>,
+    frames: &'static FrameAllocator,
+) -> Option<Wanted> {
+    let (protocol, kernel) = match &guest.boot {
+        Boot::Linux(kernel) => (BootProtocol::Linux, kernel),
+        Boot::Pvh(kernel) => (BootProtocol::Pvh, kernel),
+    };
+    let image = |source: &Source| {
+        load(source, cbfs, frames).map_err(|error| error!("{}: {source}: {error}", guest.name)).ok()
+    };
+    let (kernel_image, ramdisk) = (image(&kernel.image), kernel.ramdisk.as_ref().map(image));
+    for (what, count) in [("disk", guest.disks.len()), ("network", guest.networks.len())] {
+        if count > 0 {
+            warn!("{}: this version gives guests no {what}s; {count} left out", guest.name);
+        }
+    }
+    let config = GuestConfig {
+        name: guest.name.clone(),
+        memory: guest.memory,
+        vcpus: guest.cpus,
+        protocol,
+        kernel: kernel_image?,
+        ramdisk: match ramdisk {
+            Some(image) => Some(image?),
+            None => None,
+        },
+        bootargs: kernel.bootargs.clone(),
+        debug_port: guest.debug_port,
+        on_crash: action(guest.on_crash),
+        on_reboot: action(guest.on_reboot),
+        on_poweroff: action(guest.on_poweroff),
+    };
+    Some(Wanted { config, shown: guest.console == Console::Uart })
+}
+
+/// A file's bytes: in the flash as they lie where they are not compressed, else unpacked into memory of their
+/// own, which they keep.
+fn load(source: &Source, cbfs: &Cbfs<'static>, frames: &'static FrameAllocator) -> Result<Image, FileError> {
+    let Source::Cbfs(name) = source;
+    let file = cbfs.find(name)?;
+    let (compression, size) = file.compression()?;
+    if compression == Compression::None
+        && let Cow::Borrowed(bytes) = file.contents(usize::MAX)?
+    {
+        return Ok(Image::Flash(bytes));
+    }
+    let memory = (size <= frames.longest()).then(|| frames.allocate(size, 1, u64::MAX)).flatten();
+    let buffer = memory.ok_or(FileError::NoMemory(size))?.into_bytes();
+    file.verify()?;
+    file.decompress_into(buffer)?;
+    Ok(Image::Flash(&buffer[..size as usize]))
+}
+
+fn action(action: manifest::Action) -> Action {
+    match action {
+        manifest::Action::Stop => Action::Stop,
+        manifest::Action::Restart => Action::Restart,
+    }
+}

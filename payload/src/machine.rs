@@ -1,0 +1,94 @@
+//! This machine as the monitor sees it.
+
+use crate::debug;
+use crate::host::memory::FrameAllocator;
+use crate::host::time::Clock;
+use crate::host::{apic, cpu, exceptions, interrupts, rtc};
+use crate::{console::serial, info};
+use alloc::boxed::Box;
+use core::fmt;
+use vmm_core::host::{Detail, Host};
+use vmm_core::memory::HostBlock;
+use vmm_core::time::Instant;
+
+/// How often a UART without an interrupt is looked at, in nanoseconds.
+const SERIAL_POLL: u64 = 10_000_000;
+
+/// What of this machine the monitor uses.
+pub struct Machine {
+    clock: &'static Clock,
+    frames: &'static FrameAllocator,
+    /// Seconds since 1970 at the clock's origin.
+    unix_origin: u64,
+}
+
+impl Machine {
+    /// Reads the real-time clock and is ready.
+    pub fn new(clock: &'static Clock, frames: &'static FrameAllocator) -> Self {
+        let uptime = clock.now().as_nanos() / 1_000_000_000;
+        Self { clock, frames, unix_origin: rtc::unix_time().saturating_sub(uptime) }
+    }
+}
+
+impl Host for Machine {
+    fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    fn tsc_khz(&self) -> u64 {
+        self.clock.tsc_khz()
+    }
+
+    fn tsc(&self) -> u64 {
+        cpu::tsc()
+    }
+
+    fn unix_time(&self) -> u64 {
+        self.unix_origin + self.clock.now().as_nanos() / 1_000_000_000
+    }
+
+    fn arm_timer(&self, deadline: Option<Instant>) {
+        let deadline = if serial::needs_polling() {
+            let poll = self.clock.now().plus_nanos(SERIAL_POLL);
+            Some(deadline.map_or(poll, |deadline| deadline.min(poll)))
+        } else {
+            deadline
+        };
+        apic::local::arm(self.clock, deadline);
+    }
+
+    fn serve_interrupts(&self) {
+        interrupts::service_interrupts();
+        if serial::needs_polling() {
+            serial::poll();
+        }
+    }
+
+    fn wait_for_interrupt(&self) {
+        interrupts::idle();
+        if serial::needs_polling() {
+            serial::poll();
+        }
+    }
+
+    fn machine_check(&self) {
+        exceptions::machine_check_in_guest();
+    }
+
+    fn allocate(&self, len: u64, align: u64) -> Option<Box<dyn HostBlock>> {
+        let mut frames = self.frames.allocate(len, align, u64::MAX)?;
+        frames.zero();
+        Some(Box::new(frames))
+    }
+
+    fn largest_block(&self) -> u64 {
+        self.frames.longest()
+    }
+
+    fn log(&self, detail: Detail, guest: &str, message: fmt::Arguments<'_>) {
+        match detail {
+            Detail::Everyone => info!("{guest}: {message}"),
+            Detail::Expert => debug!("{guest}: {message}"),
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! A guest: what it is made of, and one life of it.
+//!
+//! A life begins with [`Guest::build`], which takes zeroed memory and reads the images anew, and ends when
+//! the guest switches off, resets or fails. Nothing of it reaches the next.
+
+use crate::boot::memory_map::MemoryMapError;
+use crate::boot::{self, BootError, BootProtocol, MemoryMap};
+use crate::chipset::{
+    ApicBus, ApicEffect, Chipset, ChipsetConfig, Console, Context, LocalApics, PlatformEvent,
+};
+use crate::cpu::{Core, EntryFailure, Exit};
+use crate::cpuid::{CpuidConfig, CpuidInstruction, CpuidView, kvm};
+use crate::host::{Detail, Host, Terminal};
+use crate::memory::{GuestMemory, LayoutError, NestedTables, Region, TooHigh};
+use crate::time::{Instant, TscClock};
+use crate::vcpu::Vcpu;
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use spin::Mutex;
+
+/// A file a guest boots from.
+#[derive(Clone)]
+pub enum Image {
+    /// In memory-mapped flash.
+    Flash(&'static [u8]),
+    /// Unpacked, in memory.
+    Memory(Arc<[u8]>),
+}
+
+impl Image {
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Flash(bytes) => bytes,
+            Self::Memory(bytes) => bytes,
+        }
+    }
+}
+
+/// What to do when a guest's life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Build it again.
+    Restart,
+    /// Leave it off.
+    Stop,
+}
+
+/// Everything the monitor needs to know to give a guest a life.
+#[derive(Clone)]
+pub struct GuestConfig {
+    /// Its name in logs; unique.
+    pub name: String,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// How many virtual CPUs, 1 and up.
+    pub vcpus: u32,
+    /// How it boots.
+    pub protocol: BootProtocol,
+    /// The kernel.
+    pub kernel: Image,
+    /// The initial ramdisk.
+    pub ramdisk: Option<Image>,
+    /// The kernel's command line.
+    pub bootargs: String,
+    /// Whether port 0xE9 leads to the log.
+    pub debug_port: bool,
+    /// What follows a crash.
+    pub on_crash: Action,
+    /// What follows a reset that the guest asked for.
+    pub on_reboot: Action,
+    /// What follows a power-off that the guest asked for.
+    pub on_poweroff: Action,
+}
+
+impl GuestConfig {
+    /// What follows a life that ended this way.
+    pub fn action_after(&self, end: &End) -> Action {
+        match end {
+            End::PowerOff => self.on_poweroff,
+            End::Reset => self.on_reboot,
+            End::TripleFault | End::Failed(_) => self.on_crash,
+        }
+    }
+}
+
+/// How a guest's life ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It switched itself off.
+    PowerOff,
+    /// It asked for a reset.
+    Reset,
+    /// A fault while it delivered a double fault.
+    TripleFault,
+    /// The CPU would not run it on.
+    Failed(EntryFailure),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("powered off"),
+            Self::Reset => f.write_str("reset"),
+            Self::TripleFault => f.write_str("crashed: triple fault"),
+            Self::Failed(failure) => write!(f, "crashed: {} ({:#x})", failure.reason, failure.code),
+        }
+    }
+}
+
+/// Why a guest could not be given a life.
+#[derive(Debug)]
+pub enum BuildError {
+    /// The machine has less free memory than it wants; both in bytes.
+    Memory {
+        /// What it asks for.
+        wanted: u64,
+        /// How much of that there is not.
+        missing: u64,
+    },
+    /// Its memory does not form an address space.
+    Layout(LayoutError),
+    /// Its memory reaches past what nested tables can map.
+    TooHigh(TooHigh),
+    /// No machine has memory of this size.
+    MemoryMap(MemoryMapError),
+    /// Its images are not what its boot protocol asks for, or do not fit.
+    Boot(BootError),
+    /// More virtual CPUs than the monitor runs.
+    Vcpus(u32),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory { wanted, missing } => {
+                write!(
+                    f,
+                    "asks for {} MiB of memory, of which the machine lacks {} MiB",
+                    wanted >> 20,
+                    missing.div_ceil(1 << 20)
+                )
+            }
+            Self::Layout(error) => error.fmt(f),
+            Self::TooHigh(TooHigh(at)) => write!(f, "memory at guest-physical {at} is out of reach"),
+            Self::MemoryMap(error) => error.fmt(f),
+            Self::Boot(error) => error.fmt(f),
+            Self::Vcpus(count) => write!(f, "asks for {count} virtual CPUs"),
+        }
+    }
+}
+
+impl core::error::Error for BuildError {}
+
+/// One life of a guest: what its virtual CPUs share.
+pub struct Guest {
+    config: GuestConfig,
+    host: &'static dyn Host,
+    terminal: Arc<dyn Terminal>,
+    memory: GuestMemory,
+    pub(crate) chipset: Mutex<Chipset>,
+    pub(crate) apics: LocalApics,
+    pub(crate) clock: TscClock,
+    /// Seconds since 1970 at the clock's zero.
+    pub(crate) unix_time: u64,
+    end: Mutex<Option<End>>,
+    reported: Mutex<BTreeSet<Unknown>>,
+}
+
+/// Something a guest touched that is not there: logged once each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Unknown {
+    Port(u16),
+    /// By page.
+    Memory(u64),
+    ReadMsr(u32),
+    WriteMsr(u32),
+    Hypercall(u64),
+    /// By RIP.
+    Instruction(u64),
+}
+
+/// Guest memory comes in pieces of at least this many bytes, so that nested pages of that size fit.
+const PIECE: u64 = 2 << 20;
+/// How many different unknown things are logged for one guest.
+const REPORTED_AT_MOST: usize = 64;
+
+impl Guest {
+    /// A new life: memory, devices, images, and virtual CPUs ready for the boot protocol's entry.
+    pub fn build(
+        config: &GuestConfig,
+        core: &Core,
+        host: &'static dyn Host,
+        terminal: Arc<dyn Terminal>,
+    ) -> Result<(Arc<Self>, Vec<Vcpu>), BuildError> {
+        if config.vcpus != 1 {
+            return Err(BuildError::Vcpus(config.vcpus));
+        }
+        let features = core.features();
+        let map =
+            MemoryMap::new(config.memory, features.physical_address_bits).map_err(BuildError::MemoryMap)?;
+        let memory = allocate(&map, host)?;
+        let tables = NestedTables::new(&memory, core.nested_format(), features.gigabyte_pages)
+            .map_err(BuildError::TooHigh)?;
+        let tables = Arc::new(tables);
+        let images = boot::Images {
+            kernel: config.kernel.bytes(),
+            ramdisk: config.ramdisk.as_ref().map(Image::bytes),
+            bootargs: &config.bootargs,
+        };
+        let state =
+            boot::load(config.protocol, &memory, &map, config.vcpus, &images).map_err(BuildError::Boot)?;
+
+        let (now, tsc) = (host.now(), host.tsc());
+        let clock = TscClock::new(host.tsc_khz(), now);
+        let unix_time = host.unix_time();
+        let chipset = Chipset::new(&ChipsetConfig {
+            start: now,
+            unix_time,
+            memory_bytes: config.memory,
+            debug_port: config.debug_port,
+        });
+        let guest = Arc::new(Self {
+            config: config.clone(),
+            host,
+            terminal,
+            memory,
+            chipset: Mutex::new(chipset),
+            apics: LocalApics::new(config.vcpus, clock),
+            clock,
+            unix_time,
+            end: Mutex::new(None),
+            reported: Mutex::new(BTreeSet::new()),
+        });
+        let cpuid_config = CpuidConfig {
+            features: *features,
+            vcpus: config.vcpus,
+            tsc_khz: u32::try_from(clock.khz()).unwrap_or(u32::MAX),
+            invariant_tsc: features.invariant_tsc,
+            physical_bits: features.physical_address_bits,
+            five_level_paging: true,
+            arch_capabilities: false,
+            kvm_features: kvm::NOP_IO_DELAY | kvm::CLOCKSOURCE2 | kvm::CLOCKSOURCE_STABLE,
+        };
+        let vcpus = (0..config.vcpus)
+            .map(|index| {
+                let cpuid = CpuidView::compose(&CpuidInstruction, &cpuid_config, index);
+                let mut cpu = core.new_virtual_cpu(Arc::clone(&tables));
+                cpu.set_tsc_offset(tsc.wrapping_neg());
+                cpu.load(&state);
+                Vcpu::new(Arc::clone(&guest), index, cpu, cpuid)
+            })
+            .collect();
+        Ok((guest, vcpus))
+    }
+
+    /// What it was built from.
+    pub fn config(&self) -> &GuestConfig {
+        &self.config
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// The machine it runs on.
+    pub fn host(&self) -> &'static dyn Host {
+        self.host
+    }
+
+    /// How this life ended, once it has.
+    pub fn ended(&self) -> Option<End> {
+        *self.end.lock()
+    }
+
+    /// Ends this life; the first end counts.
+    pub fn end(&self, end: End) {
+        self.end.lock().get_or_insert(end);
+    }
+
+    /// Runs `work` on the chipset with what its devices may ask for, and follows what the guest asked of the
+    /// board with it.
+    pub(crate) fn with_chipset<R>(
+        &self,
+        now: Instant,
+        work: impl FnOnce(&mut Chipset, &mut Context<'_>) -> R,
+    ) -> R {
+        let mut chipset = self.chipset.lock();
+        let mut console = &*self.terminal;
+        let result = work(&mut chipset, &mut Context { now, console: &mut console, apics: &self.apics });
+        match chipset.take_event() {
+            Some(PlatformEvent::PowerOff) => self.end(End::PowerOff),
+            Some(PlatformEvent::Reset) => self.end(End::Reset),
+            None => {}
+        }
+        result
+    }
+
+    /// Does what a write to a local APIC asks of others.
+    pub(crate) fn follow(&self, effect: ApicEffect, now: Instant) {
+        match effect {
+            ApicEffect::None => {}
+            ApicEffect::Send(message) => {
+                self.apics.deliver(message);
+            }
+            ApicEffect::EndOfInterrupt { vector } => {
+                self.with_chipset(now, |chipset, context| chipset.end_of_interrupt(vector, context));
+            }
+        }
+    }
+
+    /// Asks the 8259 pair for the vector of the interrupt it signals.
+    pub(crate) fn acknowledge_external(&self) -> u8 {
+        let now = self.host.now();
+        self.with_chipset(now, |chipset, context| chipset.acknowledge_external(context))
+    }
+
+    /// Gives the guest's serial port what waits at its terminal, as far as it takes it.
+    pub fn take_input(&self, now: Instant) {
+        self.with_chipset(now, |chipset, context| {
+            while chipset.console_has_room() {
+                let Some(byte) = self.terminal.receive() else { break };
+                chipset.console_input(&[byte], context);
+            }
+        });
+    }
+
+    /// Notes an access to something that is not there: in the log, once each and not without end.
+    pub(crate) fn report(&self, unknown: Unknown, message: fmt::Arguments<'_>) {
+        let mut reported = self.reported.lock();
+        if reported.len() < REPORTED_AT_MOST && reported.insert(unknown) {
+            self.host.log(Detail::Expert, &self.config.name, message);
+            if reported.len() == REPORTED_AT_MOST {
+                self.host.log(
+                    Detail::Expert,
+                    &self.config.name,
+                    format_args!("further such accesses are not logged"),
+                );
+            }
+        }
+    }
+}
+
+impl Console for &dyn Terminal {
+    fn transmit(&mut self, byte: u8) {
+        Terminal::transmit(*self, byte);
+    }
+    fn debug(&mut self, byte: u8) {
+        Terminal::debug(*self, byte);
+    }
+}
+
+/// Memory as the map wants it: in one piece where the host has one, or else in as few as it takes.
+fn allocate(map: &MemoryMap, host: &dyn Host) -> Result<GuestMemory, BuildError> {
+    let mut regions = Vec::new();
+    for wanted in map.regions() {
+        let mut done = 0_u64;
+        while done < wanted.len {
+            let left = wanted.len.saturating_sub(done);
+            let piece = left.min(host.largest_block() & !(PIECE.wrapping_sub(1)));
+            let block = (piece > 0)
+                .then(|| host.allocate(piece, wanted.alignment).or_else(|| host.allocate(piece, PIECE)))
+                .flatten()
+                .ok_or(BuildError::Memory { wanted: map.size(), missing: left })?;
+            let base = wanted.base.checked_add(done).unwrap_or_default();
+            regions.push(Region::new(base, block));
+            done = done.saturating_add(piece);
+        }
+    }
+    GuestMemory::new(regions).map_err(BuildError::Layout)
+}
+
+/// What a virtual CPU counts of its exits, by reason.
+#[derive(Clone, Debug, Default)]
+pub struct ExitCounts {
+    counts: [u64; ExitCounts::NAMES.len()],
+}
+
+impl ExitCounts {
+    const NAMES: [&str; 16] = [
+        "cpuid",
+        "rdmsr",
+        "wrmsr",
+        "port",
+        "memory",
+        "halt",
+        "pause",
+        "xsetbv",
+        "cache flush",
+        "hypercall",
+        "undefined",
+        "host interrupt",
+        "host nmi",
+        "interrupt window",
+        "triple fault",
+        "failed",
+    ];
+
+    /// Counts one.
+    #[inline]
+    pub fn count(&mut self, exit: &Exit) {
+        let slot = match exit {
+            Exit::Cpuid => 0,
+            Exit::ReadMsr => 1,
+            Exit::WriteMsr => 2,
+            Exit::Port(_) => 3,
+            Exit::Memory(_) => 4,
+            Exit::Halt => 5,
+            Exit::Pause => 6,
+            Exit::Xsetbv => 7,
+            Exit::CacheFlush => 8,
+            Exit::Hypercall => 9,
+            Exit::Undefined => 10,
+            Exit::HostInterrupt => 11,
+            Exit::HostNmi | Exit::HostMachineCheck => 12,
+            Exit::InterruptWindow => 13,
+            Exit::TripleFault => 14,
+            Exit::Failed(_) => 15,
+        };
+        if let Some(count) = self.counts.get_mut(slot) {
+            *count = count.wrapping_add(1);
+        }
+    }
+
+    /// Every reason that happened, with how often.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Self::NAMES.into_iter().zip(self.counts).filter(|(_, count)| *count > 0)
+    }
+
+    /// All together.
+    pub fn total(&self) -> u64 {
+        self.counts.iter().fold(0, |sum, count| sum.wrapping_add(*count))
+    }
+}

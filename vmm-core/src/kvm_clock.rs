@@ -1,0 +1,108 @@
+//! The paravirtual clock that Linux knows as kvmclock (Linux: Documentation/virt/kvm/x86/msr.rst).
+//!
+//! The host's counter runs at one rate on all cores, so what a guest is told once stays true for its life.
+
+use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
+
+/// Where the guest wants its wall clock at boot.
+pub const WALL_CLOCK: u32 = 0x4b56_4d00;
+/// Where a vCPU wants its time record; bit 0 switches it on.
+pub const SYSTEM_TIME: u32 = 0x4b56_4d01;
+const ENABLE: u64 = 1;
+/// All vCPUs' counters agree.
+const FLAG_TSC_STABLE: u8 = 1;
+
+/// How nanoseconds come from counter ticks: `(ticks << shift) * multiplier >> 32`, a negative shift to the
+/// right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Scale {
+    multiplier: u32,
+    shift: i8,
+}
+
+impl Scale {
+    /// For a counter of `khz`; zero is taken as one.
+    fn new(khz: u64) -> Self {
+        // The multiplier keeps most bits when ticks are scaled to between one and two a nanosecond.
+        let (mut ticks_per_second, mut shift) = (khz.max(1).saturating_mul(1000), 0_i8);
+        while ticks_per_second > 2_000_000_000 {
+            ticks_per_second >>= 1;
+            shift = shift.saturating_sub(1);
+        }
+        while ticks_per_second <= 1_000_000_000 {
+            ticks_per_second <<= 1;
+            shift = shift.saturating_add(1);
+        }
+        let multiplier = (1_000_000_000_u64 << 32).checked_div(ticks_per_second).unwrap_or(0);
+        Self { multiplier: u32::try_from(multiplier).unwrap_or(u32::MAX), shift }
+    }
+}
+
+/// Writes a vCPU's time record where the guest asked for it: system time 0 at counter 0.
+pub fn write_system_time(memory: &GuestMemory, msr_value: u64, khz: u64) -> Result<(), OutOfRange> {
+    if msr_value & ENABLE == 0 {
+        return Ok(());
+    }
+    let at = |offset: u64| GuestPhys::new((msr_value & !ENABLE).wrapping_add(offset));
+    let Scale { multiplier, shift } = Scale::new(khz);
+    // An odd version means: being written.
+    memory.write_u32(at(0), 1)?;
+    memory.write_u32(at(4), 0)?;
+    memory.write_u64(at(8), 0)?;
+    memory.write_u64(at(16), 0)?;
+    memory.write_u32(at(24), multiplier)?;
+    memory.write_u8(at(28), shift.cast_unsigned())?;
+    memory.write_u8(at(29), FLAG_TSC_STABLE)?;
+    memory.write_u16(at(30), 0)?;
+    memory.write_u32(at(0), 2)
+}
+
+/// Writes the wall clock at the guest's start, `unix_nanos` after 1970.
+pub fn write_wall_clock(memory: &GuestMemory, at: u64, unix_nanos: u64) -> Result<(), OutOfRange> {
+    let field = |offset: u64| GuestPhys::new(at.wrapping_add(offset));
+    const SECOND: u64 = 1_000_000_000;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the record's seconds have 32 bits; a remainder fits"
+    )]
+    let (seconds, nanos) = ((unix_nanos / SECOND) as u32, (unix_nanos % SECOND) as u32);
+    memory.write_u32(field(0), 1)?;
+    memory.write_u32(field(4), seconds)?;
+    memory.write_u32(field(8), nanos)?;
+    memory.write_u32(field(0), 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{HeapBlock, Region};
+
+    fn nanos(scale: Scale, ticks: u64) -> u64 {
+        let shifted = if scale.shift < 0 { ticks >> -scale.shift } else { ticks << scale.shift };
+        ((u128::from(shifted) * u128::from(scale.multiplier)) >> 32) as u64
+    }
+
+    #[test]
+    fn the_scale_is_right_for_slow_and_fast_counters() {
+        for khz in [1_000, 999_999, 1_000_000, 1_000_001, 2_400_000, 3_999_999, 5_000_000] {
+            let day = khz * 1000 * 86_400;
+            let error = nanos(Scale::new(khz), day).abs_diff(86_400_000_000_000);
+            assert!(error < 86_400 * 2, "{khz} kHz is off by {error} ns a day");
+        }
+    }
+
+    #[test]
+    fn the_record_is_where_the_guest_asked() {
+        let block = Box::new(HeapBlock::zeroed(0x1000, 0x1000).unwrap());
+        let memory = GuestMemory::new(alloc::vec![Region::new(GuestPhys::new(0), block)]).unwrap();
+        write_system_time(&memory, 0x101, 2_000_000).unwrap();
+        assert_eq!(memory.read_u32(GuestPhys::new(0x100)), Ok(2));
+        assert_eq!(memory.read_u32(GuestPhys::new(0x118)), Ok(1 << 31));
+        assert_eq!(memory.read_u16(GuestPhys::new(0x11c)), Ok(0x100), "shift 0, stable");
+        write_wall_clock(&memory, 0x200, 1_700_000_000_000_000_005).unwrap();
+        assert_eq!(memory.read_u32(GuestPhys::new(0x204)), Ok(1_700_000_000));
+        assert_eq!(memory.read_u32(GuestPhys::new(0x208)), Ok(5));
+        assert!(write_system_time(&memory, 0xff1, 1).is_err());
+        assert_eq!(write_system_time(&memory, 0xffff_fff0, 1), Ok(()), "switched off");
+    }
+}

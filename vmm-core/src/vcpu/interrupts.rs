@@ -1,0 +1,104 @@
+//! Interrupts on their way into a virtual CPU, and the timers that raise them.
+
+use super::Vcpu;
+use crate::cpu::{Event, rflags};
+use crate::time::Instant;
+
+impl Vcpu {
+    /// Whether anything changed that could make an interrupt deliverable.
+    pub(super) fn needs_attention(&mut self) -> bool {
+        self.attention || self.window || self.guest.apics.take_kick(self.index as usize)
+    }
+
+    /// Injects the most urgent thing the CPU can take now, and asks for a window where something must wait.
+    pub(super) fn deliver_interrupts(&mut self) {
+        self.attention = false;
+        let mut waiting = None;
+        let Some(mut apic) = self.guest.apics.lock(self.index as usize) else { return };
+        apic.set_task_priority_class(self.cpu.task_priority_class());
+
+        if apic.nmi_pending() {
+            if self.cpu.accepts_nmi() {
+                apic.take_nmi();
+                self.cpu.inject(Event::Nmi);
+            } else {
+                self.attention = true;
+            }
+        }
+        if let Some(vector) = apic.pending_vector() {
+            if self.cpu.accepts_interrupt() {
+                apic.acknowledge(vector);
+                self.cpu.inject(Event::Interrupt(vector));
+            }
+        } else if apic.external_pending() && self.cpu.accepts_interrupt() {
+            apic.acknowledge_external();
+            drop(apic);
+            let vector = self.guest.acknowledge_external();
+            self.cpu.inject(Event::Interrupt(vector));
+            let Some(relocked) = self.guest.apics.lock(self.index as usize) else { return };
+            apic = relocked;
+        }
+        if let Some(vector) = apic.highest_request() {
+            waiting = Some(vector >> 4);
+        }
+        if apic.external_pending() {
+            // The 8259 pair has no priority among the local APIC's: it is taken whenever interrupts are.
+            waiting = Some(0xf);
+        }
+        drop(apic);
+        if waiting.is_some() || self.window {
+            self.window = waiting.is_some();
+            self.cpu.request_interrupt_window(waiting);
+        }
+    }
+
+    /// Whether a halted CPU has a reason to go on.
+    pub(super) fn has_interrupt(&mut self) -> bool {
+        let interrupts_on = self.cpu.registers().rflags & rflags::IF != 0;
+        let Some(mut apic) = self.guest.apics.lock(self.index as usize) else { return false };
+        apic.set_task_priority_class(self.cpu.task_priority_class());
+        let wakes = apic.has_event(interrupts_on);
+        self.attention |= wakes;
+        wakes
+    }
+
+    /// CR8 and the task-priority register are one: shows the CPU what was written to the local APIC.
+    pub(super) fn show_task_priority(&mut self) {
+        if let Some(apic) = self.guest.apics.lock(self.index as usize) {
+            self.cpu.set_task_priority_class(apic.task_priority() >> 4);
+        }
+    }
+
+    /// Raises what is due at `now`.
+    pub(super) fn serve_timers(&mut self, now: Instant) {
+        if self.deadline.is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        if let Some(mut apic) = self.guest.apics.lock(self.index as usize) {
+            apic.advance(now);
+        }
+        self.guest.with_chipset(now, |chipset, context| chipset.advance(context));
+        self.attention = true;
+        self.find_deadline();
+    }
+
+    /// Finds out when something falls due next.
+    pub(super) fn find_deadline(&mut self) {
+        let apic = self.guest.apics.lock(self.index as usize).and_then(|apic| apic.next_deadline());
+        let board = self.guest.chipset.lock().next_deadline();
+        self.deadline = earlier(apic, board);
+    }
+
+    /// Has the host interrupt the guest when something is due or the slice ends.
+    pub(super) fn arm(&mut self, slice_end: Option<Instant>) {
+        self.guest.host().arm_timer(earlier(self.deadline, slice_end));
+    }
+}
+
+/// The earlier of two moments that may never come.
+pub(crate) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}

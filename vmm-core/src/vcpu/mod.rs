@@ -1,0 +1,356 @@
+//! A virtual CPU of a guest: from one exit to the next entry.
+
+mod interrupts;
+mod msr;
+
+use crate::chipset::LocalApic;
+use crate::chipset::layout::LOCAL_APIC_BYTES;
+use crate::cpu::{Core, Event, Exit, Gpr, MemoryAccess, PortAccess, VirtualCpu, Width, xcr0};
+use crate::cpuid::{CpuidState, CpuidView};
+use crate::emulate::{self, Bus, EmulateError, Kind, Progress};
+use crate::guest::{End, ExitCounts, Guest, Unknown};
+use crate::memory::GuestPhys;
+use crate::mtrr::Mtrrs;
+use crate::time::{Instant, TscClock};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use spin::MutexGuard;
+
+pub(crate) use interrupts::earlier;
+
+/// KVM's answer to a hypercall that is not there: -1000.
+const KVM_ENOSYS: u64 = 1000_u64.wrapping_neg();
+
+/// Why a virtual CPU left its core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It waits for an interrupt.
+    Halted,
+    /// Its time slice is over, or it spins.
+    Yielded,
+    /// The guest's life ended.
+    Ended(End),
+}
+
+/// A virtual CPU of a guest.
+pub struct Vcpu {
+    guest: Arc<Guest>,
+    index: u32,
+    cpu: Box<dyn VirtualCpu>,
+    cpuid: CpuidView,
+    mtrrs: Mtrrs,
+    tsc: TscClock,
+    halted: bool,
+    /// Something happened that may make an interrupt deliverable.
+    attention: bool,
+    /// An interrupt waits until the guest can take it.
+    window: bool,
+    /// When something this CPU must attend to falls due, by its APIC's timer or the board.
+    deadline: Option<Instant>,
+    misc_enable: u64,
+    system_time: u64,
+    wall_clock: u64,
+    exits: ExitCounts,
+}
+
+impl Vcpu {
+    /// CPU number `index` of `guest`, in the state its boot protocol loaded into `cpu`.
+    pub fn new(guest: Arc<Guest>, index: u32, cpu: Box<dyn VirtualCpu>, cpuid: CpuidView) -> Self {
+        Self {
+            tsc: guest.clock,
+            guest,
+            index,
+            cpu,
+            mtrrs: Mtrrs::new(cpuid.physical_bits()),
+            cpuid,
+            halted: false,
+            attention: true,
+            window: false,
+            deadline: None,
+            misc_enable: 1,
+            system_time: 0,
+            wall_clock: 0,
+            exits: ExitCounts::default(),
+        }
+    }
+
+    /// The guest it belongs to.
+    pub fn guest(&self) -> &Arc<Guest> {
+        &self.guest
+    }
+
+    /// Its exits so far.
+    pub fn exits(&self) -> &ExitCounts {
+        &self.exits
+    }
+
+    /// When it must run again although it halts; `None` when only an interrupt from elsewhere can wake it.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Brings it onto this core.
+    pub fn attach(&mut self, core: &mut Core) {
+        self.cpu.attach(core);
+    }
+
+    /// Takes it off its core.
+    pub fn detach(&mut self) {
+        self.cpu.detach();
+    }
+
+    /// Whether it has something to do at `now`: brings its timers up to date first.
+    pub fn wants_to_run(&mut self, now: Instant) -> bool {
+        self.guest.take_input(now);
+        self.serve_timers(now);
+        if self.halted && self.has_interrupt() {
+            self.halted = false;
+        }
+        !self.halted
+    }
+
+    /// Runs the guest on the core it is attached to until it halts, ends, or `slice_end` passes.
+    pub fn run(&mut self, slice_end: Option<Instant>) -> Left {
+        let host = self.guest.host();
+        self.find_deadline();
+        self.arm(slice_end);
+        loop {
+            if self.needs_attention() {
+                self.deliver_interrupts();
+            }
+            let exit = self.cpu.run();
+            self.exits.count(&exit);
+            match exit {
+                Exit::Cpuid => self.cpuid(),
+                Exit::ReadMsr => self.read_msr(),
+                Exit::WriteMsr => self.write_msr(),
+                Exit::Port(access) => self.port(&access),
+                Exit::Memory(access) => self.memory(&access),
+                Exit::Halt => {
+                    if self.skip(Kind::Hlt) && !self.has_interrupt() {
+                        self.halted = true;
+                        return Left::Halted;
+                    }
+                }
+                Exit::Pause => {
+                    self.skip(Kind::Pause);
+                    return Left::Yielded;
+                }
+                Exit::Xsetbv => self.xsetbv(),
+                // The guests' caches are the machine's, and coherent: none has anything of its own to flush.
+                Exit::CacheFlush => {
+                    self.skip(Kind::Wbinvd);
+                }
+                Exit::Hypercall => self.hypercall(),
+                Exit::Undefined => {
+                    let rip = self.cpu.registers().rip;
+                    self.guest.report(
+                        Unknown::Instruction(rip),
+                        format_args!("an instruction that CPUID does not offer, at {rip:#x}"),
+                    );
+                    self.cpu.inject(Event::INVALID_OPCODE);
+                }
+                Exit::HostInterrupt => {
+                    host.serve_interrupts();
+                    let now = host.now();
+                    self.guest.take_input(now);
+                    self.serve_timers(now);
+                    self.arm(slice_end);
+                    if slice_end.is_some_and(|end| end <= now) {
+                        return Left::Yielded;
+                    }
+                }
+                // The host's own handler ran as soon as the world switch let it.
+                Exit::HostNmi => {}
+                Exit::HostMachineCheck => host.machine_check(),
+                Exit::InterruptWindow => self.attention = true,
+                Exit::TripleFault => self.guest.end(End::TripleFault),
+                Exit::Failed(failure) => self.guest.end(End::Failed(failure)),
+            }
+            if matches!(exit, Exit::Port(_) | Exit::Memory(_) | Exit::WriteMsr) {
+                if let Some(end) = self.guest.ended() {
+                    return Left::Ended(end);
+                }
+                self.find_deadline();
+                self.arm(slice_end);
+            } else if matches!(exit, Exit::TripleFault | Exit::Failed(_))
+                && let Some(end) = self.guest.ended()
+            {
+                return Left::Ended(end);
+            }
+        }
+    }
+
+    /// Where the instruction that caused the last exit ends: the hardware says it, or its bytes do.
+    fn next_rip(&mut self, kind: Kind) -> Option<u64> {
+        if let Some(next_rip) = self.cpu.next_rip() {
+            return Some(next_rip);
+        }
+        match emulate::next_rip(&*self.cpu, self.guest.memory(), kind) {
+            Ok(next_rip) => Some(next_rip),
+            Err(error) => {
+                self.refuse(error);
+                None
+            }
+        }
+    }
+
+    /// Completes an instruction that needs nothing else; false when it turned out to be another one.
+    fn skip(&mut self, kind: Kind) -> bool {
+        let next_rip = self.next_rip(kind);
+        next_rip.map(|next_rip| self.cpu.complete_instruction(next_rip)).is_some()
+    }
+
+    /// What could not be emulated is the guest's to deal with.
+    fn refuse(&mut self, error: EmulateError) {
+        let event = match error {
+            EmulateError::Fault(fault) => fault.raise(&mut *self.cpu),
+            // Entered again, the guest does what it now wants.
+            EmulateError::Changed => return,
+            EmulateError::Unsupported(_) | EmulateError::CodeNotMemory(_) => {
+                let rip = self.cpu.registers().rip;
+                self.guest.report(Unknown::Instruction(rip), format_args!("{error}, at {rip:#x}"));
+                Event::INVALID_OPCODE
+            }
+        };
+        self.cpu.inject(event);
+    }
+
+    fn cpuid(&mut self) {
+        let Some(next_rip) = self.next_rip(Kind::Cpuid) else { return };
+        let registers = self.cpu.registers();
+        let (leaf, subleaf) = (registers.get(Gpr::Rax) as u32, registers.get(Gpr::Rcx) as u32);
+        let state = CpuidState {
+            cr4: self.cpu.control().cr4,
+            xcr0: self.cpu.xcr0(),
+            apic_enabled: self.guest.apics.lock(self.index as usize).is_some_and(|apic| apic.is_enabled()),
+        };
+        let answer = self.cpuid.read(leaf, subleaf, &state);
+        let registers = self.cpu.registers_mut();
+        registers.set(Gpr::Rax, u64::from(answer.eax));
+        registers.set(Gpr::Rbx, u64::from(answer.ebx));
+        registers.set(Gpr::Rcx, u64::from(answer.ecx));
+        registers.set(Gpr::Rdx, u64::from(answer.edx));
+        self.cpu.complete_instruction(next_rip);
+    }
+
+    fn port(&mut self, access: &PortAccess) {
+        let now = self.guest.host().now();
+        let mut bus = DeviceBus { guest: &self.guest, vcpu: self.index, now };
+        match emulate::port(&mut *self.cpu, self.guest.memory(), &mut bus, access) {
+            Ok(Progress::Done) => {
+                self.skip(if access.write { Kind::Out } else { Kind::In });
+            }
+            // The registers say how far it came; interrupts are taken before it goes on.
+            Ok(Progress::Partial) => {}
+            Err(error) => self.refuse(error),
+        }
+        self.attention = true;
+    }
+
+    fn memory(&mut self, _access: &MemoryAccess) {
+        let now = self.guest.host().now();
+        let mut bus = DeviceBus { guest: &self.guest, vcpu: self.index, now };
+        match emulate::emulate(&mut *self.cpu, self.guest.memory(), &mut bus) {
+            Ok(Some(next_rip)) => self.cpu.complete_instruction(next_rip),
+            // A long string instruction: interrupts are taken before it goes on.
+            Ok(None) => {}
+            Err(error) => self.refuse(error),
+        }
+        self.show_task_priority();
+        self.attention = true;
+    }
+
+    /// XSETBV (SDM volume 2): XCR0 is the only register, and its bits come in groups.
+    fn xsetbv(&mut self) {
+        let registers = self.cpu.registers();
+        let (index, value) = (registers.get(Gpr::Rcx) as u32, registers.edx_eax());
+        let offered = value & !self.cpuid.xcr0_mask() == 0;
+        let avx_needs_sse = value & xcr0::AVX == 0 || value & xcr0::SSE != 0;
+        let avx512 = value & xcr0::AVX512;
+        let avx512_is_whole = avx512 == 0 || avx512 == xcr0::AVX512 && value & xcr0::AVX != 0;
+        let valid = index == 0 && value & xcr0::X87 != 0 && offered && avx_needs_sse && avx512_is_whole;
+        if self.cpu.privilege_level() != 0 || !valid {
+            self.cpu.inject(Event::GENERAL_PROTECTION);
+        } else if self.skip(Kind::Xsetbv) {
+            self.cpu.set_xcr0(value);
+        }
+    }
+
+    fn hypercall(&mut self) {
+        let number = self.cpu.registers().get(Gpr::Rax);
+        self.guest.report(Unknown::Hypercall(number), format_args!("unknown hypercall {number:#x}"));
+        if self.skip(Kind::Vmmcall) {
+            self.cpu.registers_mut().set(Gpr::Rax, KVM_ENOSYS);
+        }
+    }
+}
+
+/// A guest's devices, as one of its virtual CPUs reaches them at one moment.
+struct DeviceBus<'a> {
+    guest: &'a Guest,
+    vcpu: u32,
+    now: Instant,
+}
+
+impl DeviceBus<'_> {
+    /// The offset into this CPU's local APIC page, when `address` lies there.
+    fn local_apic(&self, address: GuestPhys) -> Option<(MutexGuard<'_, LocalApic>, u32)> {
+        let apic = self.guest.apics.lock(self.vcpu as usize)?;
+        let offset = address.offset_from(apic.mmio_base()?)?;
+        (offset < LOCAL_APIC_BYTES).then_some((apic, offset as u32))
+    }
+}
+
+impl Bus for DeviceBus<'_> {
+    fn mmio_read(&mut self, address: GuestPhys, width: Width) -> u64 {
+        if let Some((mut apic, offset)) = self.local_apic(address) {
+            return apic.mmio_read(offset, width, self.now);
+        }
+        let value =
+            self.guest.with_chipset(self.now, |chipset, context| chipset.mmio_read(address, width, context));
+        value.unwrap_or_else(|| {
+            self.guest.report(
+                Unknown::Memory(address.get() >> 12),
+                format_args!("read {address}: nothing is there"),
+            );
+            width.mask()
+        })
+    }
+
+    fn mmio_write(&mut self, address: GuestPhys, width: Width, value: u64) {
+        if let Some((mut apic, offset)) = self.local_apic(address) {
+            let effect = apic.mmio_write(offset, width, value, self.now);
+            drop(apic);
+            self.guest.follow(effect, self.now);
+            return;
+        }
+        let done = self
+            .guest
+            .with_chipset(self.now, |chipset, context| chipset.mmio_write(address, width, value, context));
+        if done.is_none() {
+            self.guest.report(
+                Unknown::Memory(address.get() >> 12),
+                format_args!("wrote {address}: nothing is there"),
+            );
+        }
+    }
+
+    fn port_read(&mut self, port: u16, width: Width) -> u32 {
+        let value =
+            self.guest.with_chipset(self.now, |chipset, context| chipset.port_read(port, width, context));
+        value.unwrap_or_else(|| {
+            self.guest.report(Unknown::Port(port), format_args!("read port {port:#x}: nothing is there"));
+            width.mask() as u32
+        })
+    }
+
+    fn port_write(&mut self, port: u16, width: Width, value: u32) {
+        let done = self
+            .guest
+            .with_chipset(self.now, |chipset, context| chipset.port_write(port, width, value, context));
+        if done.is_none() {
+            self.guest.report(Unknown::Port(port), format_args!("wrote port {port:#x}: nothing is there"));
+        }
+    }
+}
