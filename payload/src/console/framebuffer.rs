@@ -8,15 +8,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use coreboot_config::tables::{Channel, Framebuffer};
-use embedded_graphics::geometry::{OriginDimensions, Point};
-use embedded_graphics::image::GetPixel;
-use embedded_graphics::mono_font::MonoFont;
-use embedded_graphics::mono_font::ascii::FONT_8X13;
-use embedded_graphics::pixelcolor::BinaryColor;
 use spin::{Mutex, Once};
 
-/// The font, and the size of its characters in pixels.
-const FONT: MonoFont = FONT_8X13;
+/// The size of a character in pixels.
 const WIDTH: usize = 8;
 const HEIGHT: usize = 13;
 /// The printable ASCII characters.
@@ -24,13 +18,16 @@ const FIRST: u8 = b' ';
 const LAST: u8 = b'~';
 /// Light grey: red, green and blue.
 const INK: [u8; 3] = [0xd0, 0xd0, 0xd0];
-/// Black, in every format of pixel.
-const PAPER: u32 = 0;
 
 static SCREEN: Once<Mutex<Screen>> = Once::new();
 
 /// A character's rows, the leftmost pixel in the top bit.
 type Glyph = [u8; HEIGHT];
+
+include!(concat!(env!("OUT_DIR"), "/font.rs"));
+
+/// A character as the framebuffer has it: eight pixels a row, of at most four bytes each.
+type Picture = [[u64; 4]; HEIGHT];
 
 struct Screen {
     memory: Mmio,
@@ -39,7 +36,8 @@ struct Screen {
     columns: usize,
     rows: usize,
     ink: u32,
-    glyphs: Vec<Glyph>,
+    /// What was drawn before, by character.
+    pictures: Vec<Option<Picture>>,
     /// What is drawn, row by row.
     cells: Vec<u8>,
     row: usize,
@@ -51,7 +49,7 @@ struct Screen {
 pub enum ScreenError {
     /// Bits per pixel other than 16, 24 and 32.
     Depth(u8),
-    /// Too small for a character, or lines that overlap.
+    /// Too small for a character, lines that overlap, or that do not start on multiples of 8 bytes.
     Shape,
     /// It cannot be mapped.
     Device(DeviceError),
@@ -61,7 +59,7 @@ impl fmt::Display for ScreenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Depth(bits) => write!(f, "{bits} bits per pixel; wanted 16, 24 or 32"),
-            Self::Shape => write!(f, "its width, height and line length do not fit together"),
+            Self::Shape => write!(f, "its address, width, height and line length do not fit together"),
             Self::Device(error) => error.fmt(f),
         }
     }
@@ -90,7 +88,8 @@ pub fn start(record: &Framebuffer) -> Result<(), ScreenError> {
     let (width, height) = (record.width as usize, record.height as usize);
     let bytes_per_line = record.bytes_per_line as usize;
     let (columns, rows) = (width / WIDTH, height / HEIGHT);
-    if columns == 0 || rows == 0 || bytes_per_line < width * bytes_per_pixel {
+    let aligned = record.address.is_multiple_of(8) && bytes_per_line.is_multiple_of(8);
+    if columns == 0 || rows == 0 || bytes_per_line < width * bytes_per_pixel || !aligned {
         return Err(ScreenError::Shape);
     }
     let range = Range::with_len(record.address, (bytes_per_line * height) as u64);
@@ -102,12 +101,13 @@ pub fn start(record: &Framebuffer) -> Result<(), ScreenError> {
         columns,
         rows,
         ink: colour(record, INK),
-        glyphs: (FIRST..=LAST).map(glyph).collect(),
+        pictures: vec![None; GLYPHS.len()],
         cells: vec![FIRST; columns * rows],
         row: 0,
         column: 0,
     };
-    screen.clear();
+    // All zeros is black in every format.
+    screen.memory.zero();
     SCREEN.call_once(|| Mutex::new(screen));
     log::attach(&LogLines);
     Ok(())
@@ -122,16 +122,17 @@ fn colour(record: &Framebuffer, rgb: [u8; 3]) -> u32 {
     [record.red, record.green, record.blue].into_iter().zip(rgb).map(part).fold(0, |all, one| all | one)
 }
 
-/// The font's picture of a character.
-fn glyph(character: u8) -> Glyph {
-    let per_row = FONT.image.size().width as usize / WIDTH;
-    let index = FONT.glyph_mapping.index(char::from(character));
-    let (x, y) = (index % per_row * WIDTH, index / per_row * HEIGHT);
-    core::array::from_fn(|line| {
-        (0..WIDTH).fold(0, |bits, pixel| {
-            let at = Point::new((x + pixel) as i32, (y + line) as i32);
-            bits << 1 | u8::from(FONT.image.pixel(at) == Some(BinaryColor::On))
-        })
+/// A character in ink on black, in pixels of `bytes_per_pixel` bytes.
+fn picture(glyph: Glyph, ink: u32, bytes_per_pixel: usize) -> Picture {
+    glyph.map(|bits| {
+        let mut row = [0; 32];
+        for (pixel, bytes) in row.chunks_exact_mut(bytes_per_pixel).take(WIDTH).enumerate() {
+            if bits & (0x80 >> pixel) != 0 {
+                bytes.copy_from_slice(&ink.to_le_bytes()[..bytes_per_pixel]);
+            }
+        }
+        let (words, _) = row.as_chunks();
+        core::array::from_fn(|word| u64::from_le_bytes(words[word]))
     })
 }
 
@@ -178,34 +179,14 @@ impl Screen {
         if core::mem::replace(cell, byte) == byte {
             return;
         }
-        let glyph = self.glyphs[usize::from(byte - FIRST)];
-        for (line, bits) in glyph.into_iter().enumerate() {
-            let start = (row * HEIGHT + line) * self.bytes_per_line + column * WIDTH * self.bytes_per_pixel;
-            for pixel in 0..WIDTH {
-                let lit = bits & (0x80 >> pixel) != 0;
-                let colour = if lit { self.ink } else { PAPER };
-                self.plot((start + pixel * self.bytes_per_pixel) as u64, colour);
-            }
+        let character = usize::from(byte - FIRST);
+        let (ink, depth) = (self.ink, self.bytes_per_pixel);
+        let picture = self.pictures[character].get_or_insert_with(|| picture(GLYPHS[character], ink, depth));
+        let start = row * HEIGHT * self.bytes_per_line + column * WIDTH * depth;
+        for (line, pixels) in picture.iter().enumerate() {
+            // Eight pixels fill as many words as a pixel has bytes.
+            self.memory.write_words((start + line * self.bytes_per_line) as u64, &pixels[..depth]);
         }
-    }
-
-    fn plot(&self, at: u64, colour: u32) {
-        match self.bytes_per_pixel {
-            2 => self.memory.write_u16(at, colour as u16),
-            4 => self.memory.write_u32(at, colour),
-            _ => {
-                let [low, middle, high, _] = colour.to_le_bytes();
-                self.memory.write_u8(at, low);
-                self.memory.write_u8(at + 1, middle);
-                self.memory.write_u8(at + 2, high);
-            }
-        }
-    }
-
-    fn clear(&self) {
-        let len = self.memory.len();
-        (0..len / 8).for_each(|index| self.memory.write_u64(index * 8, 0));
-        (len & !7..len).for_each(|at| self.memory.write_u8(at, 0));
     }
 }
 
@@ -215,11 +196,22 @@ mod tests {
 
     #[test]
     fn glyphs_are_pictures_of_their_characters() {
+        let glyph = |byte: u8| GLYPHS[usize::from(byte - FIRST)];
         assert_eq!(glyph(b' '), [0; HEIGHT]);
         let bar = glyph(b'|');
         let column = bar.iter().fold(0, |all, row| all | row);
         assert_eq!(column.count_ones(), 1, "a bar is one pixel wide: {bar:?}");
         assert_ne!(glyph(b'A'), glyph(b'B'));
+    }
+
+    #[test]
+    fn pictures_have_a_pixel_for_every_bit() {
+        let mut glyph = [0; HEIGHT];
+        glyph[3] = 0b1000_0010;
+        let row = |depth| picture(glyph, 0x1122_3344, depth)[3];
+        assert_eq!(row(4), [0x1122_3344, 0, 0, 0x1122_3344]);
+        assert_eq!(row(3), [0x22_3344, 0, 0x22_3344 << 16, 0]);
+        assert_eq!(row(2), [0x3344, 0x3344 << 32, 0, 0]);
     }
 
     #[test]

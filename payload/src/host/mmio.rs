@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::memory::Range;
+use core::arch::asm;
 
 /// A mapped device.
 #[derive(Debug)]
@@ -38,21 +39,41 @@ impl Mmio {
         Self { range }
     }
 
-    /// How many bytes it has.
-    pub fn len(&self) -> u64 {
-        self.range.len()
+    /// The address of an access of `len` bytes at `offset`.
+    fn at(&self, offset: u64, len: u64) -> u64 {
+        self.span(offset, len, len)
     }
 
-    /// The address of `len` bytes from `offset` on. A driver that leaves its device is a mistake of ours.
-    fn at(&self, offset: u64, len: u64) -> u64 {
+    /// The address of `len` bytes from `offset` on, aligned. A driver that leaves its device is a mistake of
+    /// ours.
+    fn span(&self, offset: u64, len: u64, align: u64) -> u64 {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.range.len());
         let at = self.range.start.wrapping_add(offset);
         assert!(
-            inside && at.is_multiple_of(len),
+            inside && at.is_multiple_of(align),
             "{len} bytes at {offset:#x} of the device at {}",
             self.range
         );
         at
+    }
+
+    /// Writes words one after the other from `offset` on, a multiple of 8.
+    pub fn write_words(&self, offset: u64, words: &[u64]) {
+        let at = self.span(offset, size_of_val(words) as u64, 8);
+        for (index, word) in words.iter().enumerate() {
+            // SAFETY: inside the device, as `span` checked, and aligned.
+            unsafe { (at as *mut u64).add(index).write_volatile(*word) }
+        }
+    }
+
+    /// Writes zeros everywhere.
+    pub fn zero(&self) {
+        // SAFETY: the whole device and no more; the direction flag is clear as the ABI demands.
+        unsafe {
+            asm!("rep stosq", "mov rcx, {rest}", "rep stosb", rest = in(reg) self.range.len() % 8,
+                inout("rcx") self.range.len() / 8 => _, inout("rdi") self.range.start => _, in("rax") 0,
+                options(nostack, preserves_flags));
+        }
     }
 
     /// Reads `N` bytes, one by one.
@@ -61,7 +82,5 @@ impl Mmio {
     }
 
     access!(read_u8, write_u8, u8);
-    access!(read_u16, write_u16, u16);
     access!(read_u32, write_u32, u32);
-    access!(read_u64, write_u64, u64);
 }

@@ -8,9 +8,6 @@ use super::zero;
 use spin::Mutex;
 use vmm_core::memory::{HostBlock, HostPhys};
 
-/// The sizes of page that a translation can use, largest first.
-const PAGE_SIZES: [u64; 3] = [1 << 30, 2 << 20, PAGE];
-
 /// All RAM that nobody uses.
 pub struct FrameAllocator {
     free: Mutex<RangeSet>,
@@ -33,16 +30,6 @@ impl FrameAllocator {
         let len = len.checked_next_multiple_of(PAGE)?;
         let range = self.free.lock().take(len, align.max(PAGE), below)?;
         Some(Frames { allocator: self, range })
-    }
-
-    /// `len` zero bytes anywhere, on the largest page boundary that `len` makes use of and RAM has room for.
-    pub fn allocate_zeroed(&'static self, len: u64) -> Option<Frames> {
-        let mut frames = PAGE_SIZES
-            .into_iter()
-            .filter(|page| *page <= len.max(PAGE))
-            .find_map(|page| self.allocate(len, page, u64::MAX))?;
-        frames.zero();
-        Some(frames)
     }
 
     /// How many bytes are free.
@@ -135,7 +122,8 @@ mod tests {
         // SAFETY: `range` is inside `memory`, which outlives its use below.
         unsafe { core::ptr::write_bytes(range.start as *mut u8, 0xa5, bytes) };
         let frames = allocator(&[Range::new(range.start + PAGE, range.end - PAGE)]);
-        let given = frames.allocate_zeroed((2 << 20) + PAGE).unwrap();
+        let mut given = frames.allocate((2 << 20) + PAGE, 2 << 20, u64::MAX).unwrap();
+        given.zero();
         assert_eq!(given.range().start % (2 << 20), 0);
         // SAFETY: the piece lies inside `memory`.
         let seen =
