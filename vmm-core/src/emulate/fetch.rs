@@ -3,7 +3,7 @@
 use super::decode::{DecodeError, decode};
 use super::{EmulateError, Fault, Instruction, Kind};
 use crate::cpu::{CodeSize, CpuView, Event, SegmentRegister, rflags};
-use crate::memory::{Access, AccessKind, GuestMemory, GuestPhys, Marking, Translation, translate};
+use crate::memory::{Access, AccessKind, GuestMemory, GuestPhys, Marking, Translation, locate, translate};
 use core::fmt;
 
 /// No instruction is longer (SDM 2.3.11).
@@ -91,7 +91,7 @@ pub fn next_rip(
     let rip = cpu.registers().rip;
     if let Some((opcode, length)) = usual_encoding(kind)
         && cpu.code_size() == CodeSize::Bits64
-        && let Ok(Translation { address, remaining }) = fetch_translation(cpu, memory, rip)
+        && let Some(Translation { address, remaining }) = locate(memory, &cpu.paging(), rip)
         && remaining >= 4
         && let Ok(bytes) = memory.read_u32(address)
         && (bytes ^ opcode).wrapping_shl(32_u32.wrapping_sub(length.wrapping_mul(8))) == 0

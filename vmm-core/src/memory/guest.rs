@@ -143,6 +143,27 @@ pub struct GuestMemory {
     regions: Vec<Region>,
 }
 
+/// One region's 8-byte words. All of them lie at multiples of 8, the guest's and the host's.
+#[derive(Clone, Copy)]
+pub(super) struct Words<'a> {
+    region: &'a Region,
+}
+
+impl Words<'_> {
+    /// The word that `at`, a multiple of 8, is the address of; `None` outside the region.
+    #[inline]
+    pub(super) fn read(self, at: GuestPhys) -> Option<u64> {
+        let offset = (at.get() & !7).wrapping_sub(self.region.base.get());
+        if offset >= self.region.len {
+            return None;
+        }
+        let host = self.region.host.get().wrapping_add(offset) as usize;
+        // SAFETY: the region's length is a multiple of 8 and so is the offset, so the whole word is the
+        // guest's, and aligned; volatile, since the guest may write it at any time.
+        Some(unsafe { core::ptr::with_exposed_provenance::<u64>(host).read_volatile() })
+    }
+}
+
 macro_rules! compare_exchange {
     ($name:ident, $int:ty, $instruction:literal, $accumulator:tt) => {
         #[doc = concat!("Atomically replaces the little-endian `", stringify!($int), "` at `at` by `new` if it is `current`;")]
@@ -162,30 +183,37 @@ macro_rules! compare_exchange {
 }
 
 macro_rules! single_access {
-    ($read:ident, $write:ident, $int:ty) => {
-        #[doc = concat!("Reads a little-endian `", stringify!($int), "` in one access where it does not cross a region.")]
+    ($read:ident, $write:ident, $int:ty, $class:ident, $load:literal, $store:literal) => {
+        #[doc = concat!("Reads a little-endian `", stringify!($int), "`, in one access where it does not cross a region.")]
         #[inline]
         pub fn $read(&self, at: GuestPhys) -> Result<$int, OutOfRange> {
-            match self.pointer(at, size_of::<$int>() as u64) {
-                // SAFETY: `pointer` checked that the bytes are this guest's; volatile, since the guest may
-                // write them at any time; a misaligned access is made bytewise below.
-                Some(pointer) if pointer.cast::<$int>().is_aligned() => Ok(unsafe { pointer.cast::<$int>().read_volatile() }),
-                _ => {
-                    let mut bytes = [0; size_of::<$int>()];
-                    self.read(at, &mut bytes)?;
-                    Ok(<$int>::from_le_bytes(bytes))
-                }
+            let Some(pointer) = self.pointer(at, size_of::<$int>() as u64) else {
+                let mut bytes = [0; size_of::<$int>()];
+                self.read(at, &mut bytes)?;
+                return Ok(<$int>::from_le_bytes(bytes));
+            };
+            let value;
+            // SAFETY: `pointer` checked that the bytes are this guest's. The load is the CPU's, which needs
+            // no alignment, and not the language's, which the guest's writes would race with.
+            unsafe {
+                asm!($load, value = lateout($class) value, pointer = in(reg) pointer,
+                    options(nostack, preserves_flags, readonly));
             }
+            Ok(value)
         }
 
-        #[doc = concat!("Writes a little-endian `", stringify!($int), "` in one access where it does not cross a region.")]
+        #[doc = concat!("Writes a little-endian `", stringify!($int), "`, in one access where it does not cross a region.")]
         #[inline]
         pub fn $write(&self, at: GuestPhys, value: $int) -> Result<(), OutOfRange> {
-            match self.pointer(at, size_of::<$int>() as u64) {
-                // SAFETY: as for the read; nothing of ours refers to guest memory.
-                Some(pointer) if pointer.cast::<$int>().is_aligned() => Ok(unsafe { pointer.cast::<$int>().write_volatile(value) }),
-                _ => self.write(at, &value.to_le_bytes()),
+            let Some(pointer) = self.pointer(at, size_of::<$int>() as u64) else {
+                return self.write(at, &value.to_le_bytes());
+            };
+            // SAFETY: as for the read; nothing of ours refers to guest memory.
+            unsafe {
+                asm!($store, value = in($class) value, pointer = in(reg) pointer,
+                    options(nostack, preserves_flags));
             }
+            Ok(())
         }
     };
 }
@@ -217,17 +245,31 @@ impl GuestMemory {
     /// Where `len` bytes from `at` lie on the host, when they lie in one region.
     #[inline]
     pub fn host_address(&self, at: GuestPhys, len: u64) -> Option<HostPhys> {
+        // Every exit asks several times, mostly about the first few: no more per region than this.
         self.regions.iter().find_map(|region| {
-            let offset = at.offset_from(region.base)?;
-            if offset.checked_add(len)? > region.len() {
-                return None;
-            }
-            region.host().checked_add(offset)
+            // An address before the region is an offset past its end.
+            let offset = at.get().wrapping_sub(region.base.get());
+            let room = region.len.checked_sub(offset)?;
+            (room >= len).then(|| HostPhys::new(region.host.get().wrapping_add(offset)))
         })
+    }
+
+    /// The region of `at`, for reading many 8-byte words around there; `None` where no memory is, or where
+    /// words at multiples of 8 are not aligned on the host.
+    #[inline]
+    pub(super) fn words_around(&self, at: GuestPhys) -> Option<Words<'_>> {
+        let holds = |region: &&Region| at.get().wrapping_sub(region.base.get()) < region.len;
+        let region = self.regions.iter().find(holds)?;
+        ((region.base.get() | region.host.get() | region.len) & 7 == 0).then_some(Words { region })
     }
 
     /// Copies guest memory from `at` into `buffer`; nothing is copied unless all of it is memory.
     pub fn read(&self, at: GuestPhys, buffer: &mut [u8]) -> Result<(), OutOfRange> {
+        if let Some(pointer) = self.pointer(at, buffer.len() as u64) {
+            // SAFETY: `pointer` checked that so many bytes are this guest's, which overlap no Rust object.
+            unsafe { copy(pointer, buffer.as_mut_ptr(), buffer.len()) };
+            return Ok(());
+        }
         self.check(at, buffer.len() as u64)?;
         self.for_each_chunk(at, buffer.len(), |guest, offset, len| {
             if let Some(part) = buffer.get_mut(offset..offset.saturating_add(len)) {
@@ -241,6 +283,11 @@ impl GuestMemory {
 
     /// Copies `bytes` into guest memory from `at` on; nothing is copied unless all of it is memory.
     pub fn write(&self, at: GuestPhys, bytes: &[u8]) -> Result<(), OutOfRange> {
+        if let Some(pointer) = self.pointer(at, bytes.len() as u64) {
+            // SAFETY: as in `read`, the other way round.
+            unsafe { copy(bytes.as_ptr(), pointer, bytes.len()) };
+            return Ok(());
+        }
         self.check(at, bytes.len() as u64)?;
         self.for_each_chunk(at, bytes.len(), |guest, offset, len| {
             if let Some(part) = bytes.get(offset..offset.saturating_add(len)) {
@@ -264,10 +311,10 @@ impl GuestMemory {
         Ok(())
     }
 
-    single_access!(read_u8, write_u8, u8);
-    single_access!(read_u16, write_u16, u16);
-    single_access!(read_u32, write_u32, u32);
-    single_access!(read_u64, write_u64, u64);
+    single_access!(read_u8, write_u8, u8, reg_byte, "mov {value}, [{pointer}]", "mov [{pointer}], {value}");
+    single_access!(read_u16, write_u16, u16, reg, "mov {value:x}, [{pointer}]", "mov [{pointer}], {value:x}");
+    single_access!(read_u32, write_u32, u32, reg, "mov {value:e}, [{pointer}]", "mov [{pointer}], {value:e}");
+    single_access!(read_u64, write_u64, u64, reg, "mov {value}, [{pointer}]", "mov [{pointer}], {value}");
     compare_exchange!(compare_exchange_u32, u32, "lock cmpxchg dword ptr [{pointer}], {new:e}", "eax");
     compare_exchange!(compare_exchange_u64, u64, "lock cmpxchg qword ptr [{pointer}], {new}", "rax");
 

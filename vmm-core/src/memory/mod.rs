@@ -8,4 +8,4 @@ mod walk;
 pub use address::{GuestPhys, HostPhys};
 pub use guest::{GuestMemory, HeapBlock, HostBlock, LayoutError, OutOfRange, Region};
 pub use nested::{Format, NestedTables, TooHigh};
-pub use walk::{Access, AccessKind, Marking, PageFault, Paging, Translation, translate};
+pub use walk::{Access, AccessKind, Marking, PageFault, Paging, Translation, locate, translate};

@@ -123,7 +123,7 @@ enum Stop {
 /// mode only the low 32 bits count.
 ///
 /// Table entries where the guest has no memory read as all ones, like any address nothing answers at.
-#[inline]
+#[inline(always)]
 pub fn translate(
     memory: &GuestMemory,
     paging: &Paging,
@@ -138,33 +138,112 @@ pub fn translate(
             remaining: 0x1_0000_0000_u64.saturating_sub(linear),
         });
     }
-    match pass(memory, paging, linear, access, marking) {
-        Ok(translation) => Ok(translation),
-        Err(Stop::Fault(fault)) => Err(fault),
-        Err(Stop::Changed) => translate_again(memory, paging, linear, access),
+    match look(memory, paging, linear, access, marking) {
+        Some(translation) => Ok(translation),
+        None => walk(memory, paging, linear, access, marking),
     }
 }
 
-#[cold]
-fn translate_again(
+/// Where `linear` leads in long mode, whoever may go there. For an instruction that the CPU has just fetched
+/// from there: it has checked the rights. `None` where only [`translate`] can tell.
+#[inline(always)]
+pub fn locate(memory: &GuestMemory, paging: &Paging, linear: u64) -> Option<Translation> {
+    let leaf = find(memory, paging, linear)?;
+    (leaf.common & PRESENT != 0).then(|| page(leaf.entry & ADDRESS, leaf.page_mask, linear))
+}
+
+/// [`translate`] for the common case alone: nothing to refuse and nothing to mark. `None` is no answer.
+#[inline(always)]
+fn look(
     memory: &GuestMemory,
     paging: &Paging,
     linear: u64,
     access: Access,
+    marking: Marking,
+) -> Option<Translation> {
+    let Leaf { entry, page_mask, common, any, mut reserved } = find(memory, paging, linear)?;
+    // A large page starts at a multiple of its size (bit 12 is its PAT flag).
+    reserved |= any & paging.wide_reserved() | entry & page_mask & ADDRESS & !0x1000;
+    if common & PRESENT == 0 || reserved != 0 {
+        return None;
+    }
+    let unmarked = common & ACCESSED == 0 || access.kind == AccessKind::Write && entry & DIRTY == 0;
+    if marking == Marking::Mark && unmarked || !paging.permits(access, common, any & NO_EXECUTE != 0) {
+        return None;
+    }
+    Some(page(entry & ADDRESS, page_mask, linear))
+}
+
+/// The end of a walk in which nothing was checked.
+struct Leaf {
+    /// The last entry, and the bits that are an offset in its page.
+    entry: u64,
+    page_mask: u64,
+    /// The bits that all entries on the way have, and those that any has.
+    common: u64,
+    any: u64,
+    /// Not zero where an entry makes a page that is too high for it.
+    reserved: u64,
+}
+
+/// Goes through long mode's tables in as few steps as there are, if they are all in one region. Every exit
+/// that skips an instruction comes through here. An entry that is not present leads astray, but not far.
+#[inline(always)]
+fn find(memory: &GuestMemory, paging: &Paging, linear: u64) -> Option<Leaf> {
+    if paging.efer & EFER_LMA == 0 {
+        return None;
+    }
+    let words = memory.words_around(GuestPhys::new(paging.cr3 & ADDRESS))?;
+    let (mut common, mut any) = (u64::MAX, 0);
+    // `shift` is a constant at every place this is written out.
+    let mut below = |table: u64, shift: u32| {
+        let index = linear.wrapping_shr(shift.wrapping_sub(3)) & 0xff8;
+        let entry = words.read(GuestPhys::new(table & ADDRESS | index))?;
+        common &= entry;
+        any |= entry;
+        Some(entry)
+    };
+    let five = if paging.cr4 & CR4_LA57 == 0 { paging.cr3 & ADDRESS } else { below(paging.cr3, 48)? };
+    let four = below(five, 39)?;
+    // Bit 7 is reserved so far; from here on it makes a page.
+    let reserved = (five | four) & LARGE;
+    let mut entry = below(four, 30)?;
+    let mut page_mask = 0x3fff_ffff;
+    if entry & LARGE == 0 {
+        entry = below(entry, 21)?;
+        page_mask = 0x1f_ffff;
+        if entry & LARGE == 0 {
+            entry = below(entry, 12)?;
+            page_mask = 0xfff;
+        }
+    }
+    Some(Leaf { entry, page_mask, common, any, reserved })
+}
+
+/// Every other case.
+#[cold]
+fn walk(
+    memory: &GuestMemory,
+    paging: &Paging,
+    linear: u64,
+    access: Access,
+    marking: Marking,
 ) -> Result<Translation, PageFault> {
-    for attempt in 0..RESTARTS {
-        let marking = if attempt < RESTARTS.saturating_sub(1) { Marking::Mark } else { Marking::Leave };
+    for _ in 0..RESTARTS {
         match pass(memory, paging, linear, access, marking) {
             Ok(translation) => return Ok(translation),
             Err(Stop::Fault(fault)) => return Err(fault),
             Err(Stop::Changed) => {}
         }
     }
-    // Not reached: the last pass marks nothing, so it cannot find that an entry changed.
-    Err(paging.fault(access, 0))
+    match pass(memory, paging, linear, access, Marking::Leave) {
+        Ok(translation) => Ok(translation),
+        Err(Stop::Fault(fault)) => Err(fault),
+        // Not reached: a pass that marks nothing does not find out that an entry changed.
+        Err(Stop::Changed) => Err(paging.fault(access, 0)),
+    }
 }
 
-#[inline]
 fn pass(
     memory: &GuestMemory,
     paging: &Paging,
@@ -174,9 +253,7 @@ fn pass(
 ) -> Result<Translation, Stop> {
     if paging.efer & EFER_LMA != 0 {
         let shift = if paging.cr4 & CR4_LA57 == 0 { 39 } else { 48 };
-        // Bits 52 to 62 are the system's to use.
-        let reserved = paging.reserved() & ADDRESS | paging.no_execute_reserved();
-        let walk = Walk { memory, paging, linear, access, marking, reserved };
+        let walk = Walk { memory, paging, linear, access, marking, reserved: paging.wide_reserved() };
         walk.descend(paging.cr3 & ADDRESS, shift)
     } else if paging.cr4 & CR4_PAE != 0 {
         let linear = linear & 0xffff_ffff;
@@ -185,14 +262,24 @@ fn pass(
         let at = GuestPhys::new(paging.cr3 & 0xffff_ffe0 | linear >> 27 & 0x18);
         let entry = memory.read_u64(at).unwrap_or(u64::MAX);
         if entry & PRESENT == 0 {
-            return Err(Stop::Fault(paging.fault(access, 0)));
+            return Err(walk.fault(0));
         }
         if entry & (paging.reserved() | PAE_TOP_RESERVED) != 0 {
-            return Err(Stop::Fault(paging.fault(access, PageFault::PRESENT | PageFault::RESERVED)));
+            return Err(walk.fault(PageFault::PRESENT | PageFault::RESERVED));
         }
         walk.descend(entry & ADDRESS, 21)
     } else {
         Walk { memory, paging, linear: linear & 0xffff_ffff, access, marking, reserved: 0 }.descend_narrow()
+    }
+}
+
+/// The place in the page at `start`, whose offsets have the bits of `page_mask`, that `linear` leads to.
+#[inline]
+fn page(start: u64, page_mask: u64, linear: u64) -> Translation {
+    let offset = linear & page_mask;
+    Translation {
+        address: GuestPhys::new(start & !page_mask | offset),
+        remaining: (page_mask ^ offset).wrapping_add(1),
     }
 }
 
@@ -209,7 +296,6 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// Through tables of 8-byte entries, from the one at `table`, whose entries each cover 1 << `shift` bytes.
-    #[inline]
     fn descend(&self, mut table: u64, mut shift: u32) -> Result<Translation, Stop> {
         // A page is writable or the user's only if every entry on the way says so.
         let mut common = u64::MAX;
@@ -233,7 +319,7 @@ impl Walk<'_> {
                 }
                 self.permit(common, no_execute != 0)?;
                 self.mark_wide(at, entry, self.leaf_flags())?;
-                return Ok(self.leaf(entry & ADDRESS, page_mask));
+                return Ok(page(entry & ADDRESS, page_mask, self.linear));
             }
             self.mark_wide(at, entry, ACCESSED)?;
             table = entry & ADDRESS;
@@ -256,7 +342,7 @@ impl Walk<'_> {
             }
             self.permit(directory, false)?;
             self.mark_narrow(at, directory, self.leaf_flags())?;
-            return Ok(self.leaf(high << 32 | directory & 0xffc0_0000, 0x3f_ffff));
+            return Ok(page(high << 32 | directory & 0xffc0_0000, 0x3f_ffff, self.linear));
         }
         self.mark_narrow(at, directory, ACCESSED)?;
         let at = GuestPhys::new(directory & 0xffff_f000 | self.linear >> 10 & 0xffc);
@@ -266,49 +352,22 @@ impl Walk<'_> {
         }
         self.permit(directory & entry, false)?;
         self.mark_narrow(at, entry, self.leaf_flags())?;
-        Ok(self.leaf(entry & 0xffff_f000, 0xfff))
+        Ok(page(entry & 0xffff_f000, 0xfff, self.linear))
     }
 
-    /// Whether entries whose common bits are `common` allow the access (SDM 4.6.1).
-    #[inline]
     fn permit(&self, common: u64, no_execute: bool) -> Result<(), Stop> {
-        let (user_page, writable) = (common & USER != 0, common & WRITABLE != 0);
-        let cr4 = self.paging.cr4;
-        let unfetchable = user_page && cr4 & CR4_SMEP != 0;
-        let allowed = if self.access.user {
-            user_page
-                && match self.access.kind {
-                    AccessKind::Read => true,
-                    AccessKind::Write => writable,
-                    AccessKind::Fetch => !no_execute,
-                }
+        if self.paging.permits(self.access, common, no_execute) {
+            Ok(())
         } else {
-            let shielded = user_page && cr4 & CR4_SMAP != 0 && !self.access.alignment_check;
-            match self.access.kind {
-                AccessKind::Read => !shielded,
-                AccessKind::Write => !shielded && (writable || self.paging.cr0 & CR0_WP == 0),
-                AccessKind::Fetch => !(no_execute || unfetchable),
-            }
-        };
-        if allowed { Ok(()) } else { Err(self.fault(PageFault::PRESENT)) }
-    }
-
-    #[inline]
-    fn leaf(&self, page: u64, page_mask: u64) -> Translation {
-        let offset = self.linear & page_mask;
-        Translation {
-            address: GuestPhys::new(page & !page_mask | offset),
-            remaining: (page_mask ^ offset).wrapping_add(1),
+            Err(self.fault(PageFault::PRESENT))
         }
     }
 
     /// What an access leaves in the entry of its page.
-    #[inline]
     fn leaf_flags(&self) -> u64 {
         if self.access.kind == AccessKind::Write { ACCESSED | DIRTY } else { ACCESSED }
     }
 
-    #[inline]
     fn mark_wide(&self, at: GuestPhys, entry: u64, flags: u64) -> Result<(), Stop> {
         if entry & flags == flags || self.marking == Marking::Leave {
             return Ok(());
@@ -330,7 +389,6 @@ impl Walk<'_> {
         }
     }
 
-    #[cold]
     fn fault(&self, flags: u32) -> Stop {
         Stop::Fault(self.paging.fault(self.access, flags))
     }
@@ -340,6 +398,33 @@ impl Paging {
     /// Whether the linear addresses have 57 bits; else 48 in long mode and 32 outside.
     pub const fn five_levels(&self) -> bool {
         self.cr4 & CR4_LA57 != 0 && self.efer & EFER_LMA != 0
+    }
+
+    /// Whether entries whose common bits are `common` allow the access (SDM 4.6.1).
+    #[inline]
+    const fn permits(&self, access: Access, common: u64, no_execute: bool) -> bool {
+        let (user_page, writable) = (common & USER != 0, common & WRITABLE != 0);
+        if access.user {
+            return user_page
+                && match access.kind {
+                    AccessKind::Read => true,
+                    AccessKind::Write => writable,
+                    AccessKind::Fetch => !no_execute,
+                };
+        }
+        let shielded = user_page && self.cr4 & CR4_SMAP != 0 && !access.alignment_check;
+        let unfetchable = user_page && self.cr4 & CR4_SMEP != 0;
+        match access.kind {
+            AccessKind::Read => !shielded,
+            AccessKind::Write => !shielded && (writable || self.cr0 & CR0_WP == 0),
+            AccessKind::Fetch => !(no_execute || unfetchable),
+        }
+    }
+
+    /// What long mode reserves at every level; bits 52 to 62 are the system's to use.
+    #[inline]
+    const fn wide_reserved(&self) -> u64 {
+        self.reserved() & ADDRESS | self.no_execute_reserved()
     }
 
     /// Entry bits past the physical address width.
@@ -409,10 +494,13 @@ mod tests {
         memory
     }
 
+    /// Walks twice: the second time there is nothing left to mark, and the short way may answer.
+    #[track_caller]
     fn walk(memory: &GuestMemory, paging: &Paging, linear: u64, access: Access) -> Result<(u64, u64), u32> {
-        translate(memory, paging, linear, access, Marking::Mark)
-            .map(|found| (found.address.get(), found.remaining))
-            .map_err(|fault| fault.error_code)
+        let first = translate(memory, paging, linear, access, Marking::Mark);
+        assert_eq!(translate(memory, paging, linear, access, Marking::Mark), first);
+        assert_eq!(translate(memory, paging, linear, access, Marking::Leave), first);
+        first.map(|found| (found.address.get(), found.remaining)).map_err(|fault| fault.error_code)
     }
 
     #[test]
@@ -595,6 +683,16 @@ mod tests {
             set(entry | 0x7ff << 52);
             assert!(user(AccessKind::Read).is_ok(), "bits 52 to 62 are free at level {level}");
         }
+    }
+
+    #[test]
+    fn locating_asks_for_no_rights() {
+        let memory = memory_with(&[(0x1000, 0x2001), (0x2000, 0x3001), (0x3000, 0x81 | NO_EXECUTE)]);
+        let found = Translation { address: GuestPhys::new(0x1234), remaining: 0x1f_edcc };
+        assert_eq!(locate(&memory, &LONG, 0x1234), Some(found));
+        assert_eq!(locate(&memory, &LONG, 0x20_1234), None, "not present");
+        assert_eq!(locate(&memory, &PAE, 0x1234), None);
+        assert_eq!(locate(&memory, &Paging { cr3: 0x10_0000, ..LONG }, 0x1234), None);
     }
 
     #[test]
