@@ -25,7 +25,7 @@ pub struct Lab {
 impl Lab {
     /// Builds the example ROM where it is out of date.
     pub fn open() -> Result<Self> {
-        let project = Project::find()?;
+        let project = Project::find()?.quiet();
         let example = run::example_rom(&project, BOARD)?;
         Ok(Self { project, example })
     }

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::command;
 use crate::error::Result;
 use crate::project::Project;
 use crate::toolchain::{TARGET, Toolchain};
@@ -20,6 +19,6 @@ pub fn build(project: &Project, load_address: Option<&str>) -> Result<PathBuf> {
     if let Some(address) = load_address {
         cargo.env("PEERBOOT_LOAD_ADDRESS", address);
     }
-    command::show(&mut cargo)?;
+    project.compile(&mut cargo)?;
     Ok(toolchain.target_dir().join(TARGET).join("release/payload"))
 }

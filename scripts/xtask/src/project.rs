@@ -3,13 +3,17 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use crate::command;
 use crate::error::{Error, Result};
+use crate::progress;
 
 /// Where things are.
 #[derive(Debug, Clone)]
 pub struct Project {
     root: PathBuf,
+    quiet: bool,
 }
 
 impl Project {
@@ -21,10 +25,31 @@ impl Project {
         let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = crate_dir.ancestors().nth(2).unwrap_or(crate_dir).to_path_buf();
         if root.join("Cargo.toml").is_file() {
-            Ok(Self { root })
+            Ok(Self { root, quiet: false })
         } else {
             Err(Error::setup(format!("the source tree is no longer at {}", root.display())))
         }
+    }
+
+    /// The same project, with the words of compilers kept for when they fail.
+    #[must_use]
+    pub fn quiet(&self) -> Self {
+        Self { quiet: true, ..self.clone() }
+    }
+
+    /// Says in one line what starts now, unless quiet.
+    pub fn say(&self, line: &str) {
+        if !self.quiet {
+            progress::say(line);
+        }
+    }
+
+    /// Runs a compiler, its progress shown to the user of a project that is not quiet.
+    ///
+    /// # Errors
+    /// It cannot start, or fails.
+    pub fn compile(&self, cargo: &mut Command) -> Result<()> {
+        if self.quiet { command::output(cargo).map(drop) } else { command::show(cargo) }
     }
 
     /// The directory of the workspace's Cargo.toml.

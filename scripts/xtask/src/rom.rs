@@ -47,7 +47,9 @@ impl Recipe {
     /// # Errors
     /// A tool, a file or the space for it is missing, or the source does not build.
     pub fn compose(&self, project: &Project, rom: &Path) -> Result<()> {
-        Ingredients::gather(project, self, rom)?.mix(rom)
+        let ingredients = Ingredients::gather(project, self, rom)?;
+        project.say(&format!("composing {}", rom.display()));
+        ingredients.mix(rom)
     }
 
     /// Does the same, but leaves the ROM file alone when nothing that goes into it has changed since.
@@ -60,6 +62,7 @@ impl Recipe {
         if rom.is_file() && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp) {
             return Ok(());
         }
+        project.say(&format!("composing {}", rom.display()));
         let _ = fs::remove_file(&stamp_file);
         ingredients.mix(rom)?;
         fs::write(&stamp_file, stamp).map_err(|e| Error::file("write", &stamp_file, &e))
@@ -204,7 +207,6 @@ impl Ingredients {
     }
 
     fn mix(&self, rom: &Path) -> Result<()> {
-        say(&format!("composing {}", rom.display()));
         // The new ROM takes its name only when it is whole.
         let draft = rom.with_added_extension("draft");
         let cbfs = match &self.base {

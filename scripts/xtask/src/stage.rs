@@ -15,7 +15,7 @@ use crate::toolchain::{TARGET, Toolchain};
 pub fn build(project: &Project) -> Result<PathBuf> {
     let toolchain = Toolchain::freestanding(project)?;
     let mut cargo = toolchain.cargo_freestanding(project, "build");
-    command::show(cargo.args(["--release", "-p", "emulation-stage"]))?;
+    project.compile(cargo.args(["--release", "-p", "emulation-stage"]))?;
     let elf = toolchain.target_dir().join(TARGET).join("release/emulation-stage");
     flatten(&elf, &project.build("stage")?.join("bootblock.bin"))
 }

@@ -64,8 +64,7 @@ pub fn test(project: &Project, options: &Options) -> Result<ExitCode> {
     packages::require(packages::ROM_TOOLS)?;
     packages::require(packages::TEST_TOOLS)?;
     packages::require(&[packages::QEMU])?;
-    let host = Toolchain::host(project);
-    let suite = Suite { project, host, options };
+    let suite = Suite { project: project.quiet(), host: Toolchain::host(project), options };
     let steps = suite.steps()?;
     if options.list {
         steps.iter().for_each(|step| println!("{}", step.name));
@@ -80,7 +79,7 @@ pub fn test(project: &Project, options: &Options) -> Result<ExitCode> {
 }
 
 struct Suite<'a> {
-    project: &'a Project,
+    project: Project,
     host: Toolchain,
     options: &'a Options,
 }
@@ -137,7 +136,7 @@ impl Suite<'_> {
     }
 
     fn check(&self, check: &Check, tally: &mut Tally) -> Result<Done> {
-        let project = self.project;
+        let project = &self.project;
         match check {
             Check::Format => {
                 self.host.require_lints(project)?;
@@ -180,7 +179,7 @@ impl Suite<'_> {
 
     /// Runs unit, property and documentation tests; gives how many passed, and counts them.
     fn unit_tests(&self, packages: &[&str], filters: &[String], tally: &mut Tally) -> Result<u32> {
-        let mut cargo = self.host.cargo(self.project, "test");
+        let mut cargo = self.host.cargo(&self.project, "test");
         cargo.args(["--no-fail-fast"]).args(packages).arg("--").args(filters);
         let result = command::output(&mut cargo);
         let said = match &result {
@@ -217,7 +216,7 @@ impl Suite<'_> {
 
     /// Flashing, rehearsed on flashrom's own imitation of a 16 MiB chip.
     fn flash(&self) -> Result<()> {
-        let rom = run::example_rom(self.project, "qemu-q35")?;
+        let rom = run::example_rom(&self.project, "qemu-q35")?;
         let chip = self.project.build("flash")?.join("chip.bin");
         let content = fs::read(&rom).map_err(|e| Error::file("read", &rom, &e))?;
         fs::write(&chip, vec![0xFF; content.len()]).map_err(|e| Error::file("write", &chip, &e))?;
@@ -242,7 +241,7 @@ impl Suite<'_> {
             -Cllvm-args=-sanitizer-coverage-trace-compares";
         const TARGET: &str = "x86_64-unknown-linux-gnu";
         let dir = self.host.target_dir().join("fuzz");
-        let mut cargo = self.host.cargo(self.project, "build");
+        let mut cargo = self.host.cargo(&self.project, "build");
         cargo.env("RUSTFLAGS", COVERAGE).env("CARGO_TARGET_DIR", &dir);
         command::output(cargo.args([
             "--profile",
@@ -272,7 +271,7 @@ impl Suite<'_> {
     fn emulator(&self) -> Result<Tally> {
         hint("building the ROM for the emulator tests");
         let start = Instant::now();
-        match run::example_rom(self.project, "qemu-q35") {
+        match run::example_rom(&self.project, "qemu-q35") {
             Ok(_) => {}
             Err(Error::Setup(sentence)) => return Err(Error::Setup(sentence)),
             Err(error) => {
@@ -281,7 +280,7 @@ impl Suite<'_> {
                 return Ok(tally);
             }
         }
-        let mut cargo = self.host.cargo(self.project, "test");
+        let mut cargo = self.host.cargo(&self.project, "test");
         cargo.args(["--quiet", "-p", "tests", "--"]).args(&self.options.filter);
         if self.options.long {
             cargo.arg("--long");
@@ -311,13 +310,13 @@ impl Suite<'_> {
     }
 
     fn emulator_names(&self) -> Result<Vec<String>> {
-        let mut cargo = self.host.cargo(self.project, "test");
+        let mut cargo = self.host.cargo(&self.project, "test");
         let list = command::output(cargo.args(["--quiet", "-p", "tests", "--", "--list"]))?;
         Ok(String::from_utf8_lossy(&list).lines().map(str::to_owned).collect())
     }
 
     fn metadata(&self) -> Result<Value> {
-        let mut cargo = self.host.cargo(self.project, "metadata");
+        let mut cargo = self.host.cargo(&self.project, "metadata");
         let json = command::output(cargo.args(["--no-deps", "--format-version", "1"]))?;
         serde_json::from_slice(&json).map_err(|e| Error::failed(format!("cargo metadata: {e}")))
     }
