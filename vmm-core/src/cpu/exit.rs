@@ -54,17 +54,6 @@ impl Width {
     }
 }
 
-/// INS or OUTS: a port access whose other end is memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PortString {
-    /// Whether a REP prefix repeats it RCX times.
-    pub repeat: bool,
-    /// Address size in bits: 16, 32 or 64.
-    pub address_bits: u8,
-    /// Which segment OUTS reads from (INS always writes to ES).
-    pub segment: super::SegmentRegister,
-}
-
 /// An IN, OUT, INS or OUTS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortAccess {
@@ -74,8 +63,8 @@ pub struct PortAccess {
     pub width: Width,
     /// Whether the guest writes.
     pub write: bool,
-    /// The memory side of a string instruction.
-    pub string: Option<PortString>,
+    /// INS or OUTS. The memory side is in the instruction: not all hardware tells of it.
+    pub string: bool,
 }
 
 /// An access to a guest-physical address that no memory backs.

@@ -18,7 +18,7 @@ use alloc::sync::Arc;
 use core::fmt;
 
 pub use context::{HostFeatures, xcr0};
-pub use exit::{EntryFailure, Event, Exit, MemoryAccess, PortAccess, PortString, Width};
+pub use exit::{EntryFailure, Event, Exit, MemoryAccess, PortAccess, Width};
 pub use state::{
     CodeSize, ControlRegisters, CpuState, DescriptorTable, Gpr, Registers, Segment, SegmentRegister,
     SystemMsr, rflags,

@@ -137,8 +137,18 @@ fn decoded_next_rip(
     memory: &GuestMemory,
     kind: Kind,
 ) -> Result<u64, EmulateError> {
+    let instruction = fetch_expected(cpu, memory, kind)?;
+    Ok(past(cpu, u64::from(instruction.length)))
+}
+
+/// The instruction at CS:RIP, which the hardware says is a `kind`.
+pub(super) fn fetch_expected(
+    cpu: &(impl CpuView + ?Sized),
+    memory: &GuestMemory,
+    kind: Kind,
+) -> Result<Instruction, EmulateError> {
     match fetch_instruction(cpu, memory) {
-        Ok(instruction) if instruction.kind == kind => Ok(past(cpu, u64::from(instruction.length))),
+        Ok(instruction) if instruction.kind == kind => Ok(instruction),
         Ok(_) | Err(EmulateError::Unsupported(_)) => Err(EmulateError::Changed),
         Err(error) => Err(error),
     }

@@ -131,16 +131,6 @@ pub enum AddressSize {
 }
 
 impl AddressSize {
-    /// The size of `bits` bits, when it is one.
-    pub const fn from_bits(bits: u8) -> Option<Self> {
-        match bits {
-            16 => Some(Self::Bits16),
-            32 => Some(Self::Bits32),
-            64 => Some(Self::Bits64),
-            _ => None,
-        }
-    }
-
     /// The size in bits.
     pub const fn bits(self) -> u8 {
         match self {

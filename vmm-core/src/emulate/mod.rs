@@ -135,8 +135,8 @@ pub fn port<C: CpuView + ?Sized, B: Bus + ?Sized>(
     bus: &mut B,
     access: &PortAccess,
 ) -> Result<Progress, EmulateError> {
-    if let Some(string) = access.string {
-        return Ok(Machine::new(cpu, memory, bus).port_string(access, &string)?);
+    if access.string {
+        return port_string(cpu, memory, bus, access);
     }
     if access.write {
         let value = cpu.registers().get(Gpr::Rax) & access.width.mask();
@@ -146,6 +146,23 @@ pub fn port<C: CpuView + ?Sized, B: Bus + ?Sized>(
         execute::set_register(cpu.registers_mut(), Gpr::Rax, access.width, u64::from(value));
     }
     Ok(Progress::Done)
+}
+
+/// The hardware checked that the guest may use this port in this direction, so these are not read from the
+/// instruction again; only its memory side is.
+#[cold]
+fn port_string<C: CpuView + ?Sized, B: Bus + ?Sized>(
+    cpu: &mut C,
+    memory: &GuestMemory,
+    bus: &mut B,
+    access: &PortAccess,
+) -> Result<Progress, EmulateError> {
+    let kind = if access.write { Kind::Outs } else { Kind::Ins };
+    let instruction = fetch::fetch_expected(cpu, memory, kind)?;
+    if instruction.width != access.width {
+        return Err(EmulateError::Changed);
+    }
+    Ok(Machine::new(cpu, memory, bus).port_string(access, &instruction)?)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::arithmetic::subtract;
 use super::execute::{Machine, set_register};
 use super::instruction::{AddressSize, Instruction, Kind, Repeat};
 use super::{Bus, Fault, Progress};
-use crate::cpu::{CpuView, Gpr, PortAccess, PortString, SegmentRegister, Width, rflags};
+use crate::cpu::{CpuView, Gpr, PortAccess, SegmentRegister, Width, rflags};
 
 /// How many bytes one call moves before the guest may take interrupts and the host its core.
 const PORTION: u64 = 4096;
@@ -70,19 +70,19 @@ impl<C: CpuView + ?Sized, B: Bus + ?Sized> Machine<'_, C, B> {
         })
     }
 
-    /// INS and OUTS, as an exit describes them.
+    /// INS and OUTS: `access` says which port, `instruction` where in memory.
     pub(super) fn port_string(
         &mut self,
         access: &PortAccess,
-        string: &PortString,
+        instruction: &Instruction,
     ) -> Result<Progress, Fault> {
         let PortAccess { port, width, write, .. } = *access;
-        let address_size = AddressSize::from_bits(string.address_bits).unwrap_or(AddressSize::Bits32);
-        let strides = Strides { width, address_size, repeat: string.repeat };
+        let Instruction { address_size, segment, repeat, .. } = *instruction;
+        let strides = Strides { width, address_size, repeat: repeat.is_some() };
         self.repeat(&strides, |machine| {
             if write {
                 let offset = machine.pointer(Gpr::Rsi, address_size);
-                let from = machine.place(string.segment, offset, width.bytes(), false)?;
+                let from = machine.place(segment, offset, width.bytes(), false)?;
                 let value = machine.load(&from, width);
                 machine.bus.port_write(port, width, value as u32);
                 machine.step(Gpr::Rsi, &strides);

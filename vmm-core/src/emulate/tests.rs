@@ -1,9 +1,7 @@
 //! Instructions run one by one against a CPU, memory and a device made for the purpose.
 
 use super::*;
-use crate::cpu::{
-    CodeSize, ControlRegisters, CpuState, PortString, Registers, Segment, SegmentRegister, rflags,
-};
+use crate::cpu::{CodeSize, ControlRegisters, CpuState, Registers, Segment, SegmentRegister, rflags};
 use crate::memory::{HeapBlock, Region};
 use alloc::boxed::Box;
 use alloc::vec;
@@ -512,34 +510,54 @@ fn next_rip_knows_the_instruction_of_an_exit() {
 
 #[test]
 fn ports_meet_the_accumulator_and_strings() {
+    let go = |machine: &mut Machine, access: PortAccess, code: &[u8]| {
+        machine.memory.write(GuestPhys::new(CODE), code).unwrap();
+        port(&mut machine.cpu, &machine.memory, &mut machine.device, &access)
+    };
     let mut machine = Machine::long().with(Rax, 0x1111_2222_3333_4444).with(Rsi, 0x8000).with(Rcx, 2);
     machine.memory.write(GuestPhys::new(0x8000), &[1, 2, 3, 4]).unwrap();
-    let mut access = PortAccess { port: 0x60, width: Word, write: true, string: None };
-    let go = |machine: &mut Machine, access: PortAccess| {
-        port(&mut machine.cpu, &machine.memory, &mut machine.device, &access).map_err(|error| match error {
-            EmulateError::Fault(fault) => fault.raise(&mut machine.cpu),
-            other => panic!("{other}"),
-        })
-    };
-    assert_eq!(go(&mut machine, access), Ok(Progress::Done));
-    access.write = false;
-    assert_eq!(go(&mut machine, access), Ok(Progress::Done));
+    let output = PortAccess { port: 0x60, width: Word, write: true, string: false };
+    let input = PortAccess { write: false, ..output };
+    assert_eq!(go(&mut machine, output, &[]), Ok(Progress::Done));
+    assert_eq!(go(&mut machine, input, &[]), Ok(Progress::Done));
     assert_eq!(machine.get(Rax), 0x1111_2222_3333_0001);
-    access.width = Dword;
-    assert_eq!(go(&mut machine, access), Ok(Progress::Done));
+    assert_eq!(go(&mut machine, PortAccess { width: Dword, ..input }, &[]), Ok(Progress::Done));
     assert_eq!(machine.get(Rax), 0xabcd_0002);
-    let string = PortString { repeat: true, address_bits: 64, segment: SegmentRegister::Ds };
-    access = PortAccess { port: 0x60, width: Word, write: true, string: Some(string) };
-    assert_eq!(go(&mut machine, access), Ok(Progress::Done));
+    let (outs, ins) = (PortAccess { string: true, ..output }, PortAccess { string: true, ..input });
+    assert_eq!(go(&mut machine, outs, &[0xf3, 0x66, 0x6f]), Ok(Progress::Done));
     assert_eq!((machine.get(Rsi), machine.get(Rcx)), (0x8004, 0));
-    access.write = false;
     machine = machine.with(Rdi, 0x8000).with(Rcx, 0x1000);
-    assert_eq!(go(&mut machine, access), Ok(Progress::Partial));
+    assert_eq!(go(&mut machine, ins, &[0xf3, 0x66, 0x6d]), Ok(Progress::Partial));
     assert_eq!(machine.memory.read_u32(GuestPhys::new(0x8000)), Ok(0x0004_0003));
     assert_eq!((machine.get(Rdi), machine.get(Rcx)), (0x9000, 0x800));
     machine = machine.with(Rdi, UNMAPPED).with(Rcx, 1);
-    machine.device.log.drain(4..);
-    assert_eq!(go(&mut machine, access), Err(Event::page_fault(2)));
-    let log = [Out(0x60, Word, 0x4444), In(0x60, Word), In(0x60, Dword), Out(0x60, Word, 0x201)];
-    assert_eq!(machine.device.log, log, "a fault comes before the port is read");
+    machine.device.log.drain(5..);
+    let Err(EmulateError::Fault(fault)) = go(&mut machine, ins, &[0x66, 0x6d]) else { panic!() };
+    assert_eq!(fault.raise(&mut machine.cpu), Event::page_fault(2));
+    let out = [Out(0x60, Word, 0x4444), Out(0x60, Word, 0x201), Out(0x60, Word, 0x403)];
+    let log = &machine.device.log;
+    assert_eq!(log[0], out[0]);
+    assert_eq!(log[1..3], [In(0x60, Word), In(0x60, Dword)]);
+    assert_eq!(log[3..], out[1..], "a fault comes before the port is read");
+    // What is there now is another direction or width than the hardware allowed.
+    for code in [&[0x66, 0x6f][..], &[0x6d], &[0x90]] {
+        assert_eq!(go(&mut machine, ins, code), Err(EmulateError::Changed), "{code:x?}");
+    }
+}
+
+#[test]
+fn port_strings_find_their_memory_in_the_instruction() {
+    let mut machine = Machine::new(CodeSize::Bits16).with(Rsi, 0xffff_0000).with(Rdi, 0x5_ffff).with(Rcx, 1);
+    machine.cpu.state.segments[SegmentRegister::Es as usize] = Segment::real_mode(0x800, false);
+    let access = PortAccess { port: 0x60, width: Byte, write: true, string: true };
+    machine.memory.write(GuestPhys::new(0x8000), &[0x42]).unwrap();
+    machine.memory.write(GuestPhys::new(CODE), &[0x26, 0x6e]).unwrap();
+    let done = port(&mut machine.cpu, &machine.memory, &mut machine.device, &access);
+    assert_eq!((done, &machine.device.log[..]), (Ok(Progress::Done), &[Out(0x60, Byte, 0x42)][..]));
+    assert_eq!(machine.get(Rsi), 0xffff_0001, "16 bits of address move 16 bits of the register");
+    machine.memory.write(GuestPhys::new(CODE), &[0x6c]).unwrap();
+    let access = PortAccess { write: false, ..access };
+    let done = port(&mut machine.cpu, &machine.memory, &mut machine.device, &access);
+    assert_eq!((done, machine.get(Rdi)), (Ok(Progress::Done), 0x5_0000));
+    assert_eq!(machine.memory.read_u8(GuestPhys::new(0x1_7fff)), Ok(1));
 }

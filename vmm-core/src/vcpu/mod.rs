@@ -239,7 +239,12 @@ impl Vcpu {
         let mut bus = DeviceBus { guest: &self.guest, vcpu: self.index, now };
         match emulate::port(&mut *self.cpu, self.guest.memory(), &mut bus, access) {
             Ok(Progress::Done) => {
-                self.skip(if access.write { Kind::Out } else { Kind::In });
+                self.skip(match (access.write, access.string) {
+                    (false, false) => Kind::In,
+                    (false, true) => Kind::Ins,
+                    (true, false) => Kind::Out,
+                    (true, true) => Kind::Outs,
+                });
             }
             // The registers say how far it came; interrupts are taken before it goes on.
             Ok(Progress::Partial) => {}

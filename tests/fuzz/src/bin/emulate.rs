@@ -2,8 +2,7 @@
 #![no_main]
 
 use vmm_core::cpu::{
-    ControlRegisters, CpuState, CpuView, Gpr, PortAccess, PortString, Registers, Segment, SegmentRegister,
-    Width,
+    ControlRegisters, CpuState, CpuView, Gpr, PortAccess, Registers, Segment, SegmentRegister, Width,
 };
 use vmm_core::emulate::{Bus, EmulateError, Kind, emulate, fetch, next_rip, port};
 use vmm_core::memory::{GuestMemory, GuestPhys, HeapBlock, Region};
@@ -156,18 +155,12 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         memory.write_u64(GuestPhys::new(at), entry).expect("within memory");
     }
     let choice = input.byte();
-    let mut access = PortAccess {
+    let access = PortAccess {
         port: u16::from(choice),
-        width: [Width::Byte, Width::Word, Width::Dword][usize::from(choice) % 3],
+        width: [Width::Byte, Width::Word, Width::Dword][usize::from(choice >> 2) % 3],
         write: choice & 1 != 0,
-        string: None,
+        string: choice & 2 != 0,
     };
-    if choice & 2 != 0 {
-        let segment =
-            [SegmentRegister::Ss, SegmentRegister::Ds, SegmentRegister::Fs][usize::from(choice >> 4) % 3];
-        let address_bits = [16, 32, 64][usize::from(choice >> 2) % 3];
-        access.string = Some(PortString { repeat: choice & 4 != 0, address_bits, segment });
-    }
     let rest = &input.0[..input.0.len().min(0x100)];
     let at = cpu.state.registers.rip.min(SIZE - 0x100);
     memory.write(GuestPhys::new(at), rest).expect("within memory");
@@ -191,7 +184,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         assert_eq!(cpu.state.registers.rip, rip, "going on is the caller's");
         let before = cpu.state.registers.get(Gpr::Rcx);
         let _ = port(&mut cpu, &memory, &mut Device::default(), &access);
-        if access.string.is_none() {
+        if !access.string {
             assert_eq!(cpu.state.registers.get(Gpr::Rcx), before);
         }
     }

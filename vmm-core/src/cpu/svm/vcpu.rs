@@ -7,8 +7,8 @@ use super::vmcb::{Vmcb, VmcbSegment, event, exit_code, intercept1, intercept2, v
 use crate::cpu::context::{Context, HostFeatures};
 use crate::cpu::state::PAT_AT_RESET;
 use crate::cpu::{
-    ControlRegisters, CpuState, CpuView, EntryFailure, Event, Exit, Gpr, MemoryAccess, PortAccess,
-    PortString, Registers, Segment, SegmentRegister, SystemMsr, VirtualCpu, Width, rflags,
+    ControlRegisters, CpuState, CpuView, EntryFailure, Event, Exit, Gpr, MemoryAccess, PortAccess, Registers,
+    Segment, SegmentRegister, SystemMsr, VirtualCpu, Width, rflags,
 };
 use crate::memory::{GuestPhys, HostPhys, NestedTables};
 use ::core::sync::atomic::{AtomicU64, Ordering};
@@ -216,22 +216,7 @@ impl Vcpu {
             2 => Width::Word,
             _ => Width::Dword,
         };
-        let string = (info & (1 << 2) != 0).then_some(PortString {
-            repeat: info & (1 << 3) != 0,
-            address_bits: match (info >> 7) & 0b111 {
-                1 => 16,
-                2 => 32,
-                _ => 64,
-            },
-            segment: match (info >> 10) & 0b111 {
-                0 => SegmentRegister::Es,
-                1 => SegmentRegister::Cs,
-                2 => SegmentRegister::Ss,
-                4 => SegmentRegister::Fs,
-                5 => SegmentRegister::Gs,
-                _ => SegmentRegister::Ds,
-            },
-        });
+        let string = info & (1 << 2) != 0;
         Exit::Port(PortAccess { port: (info >> 16) as u16, width, write: info & 1 == 0, string })
     }
 
@@ -272,6 +257,10 @@ impl CpuView for Vcpu {
 
     fn set_cr2(&mut self, address: u64) {
         self.vmcb.cr2 = address;
+    }
+
+    fn physical_bits(&self) -> u8 {
+        self.features.physical_address_bits
     }
 
     /// SS.DPL is not kept up by every CPU (APM 15.5.1): the VMCB has the level itself.
