@@ -5,7 +5,7 @@ use xtask::error::{Error, Result};
 use xtask::machine::Machine;
 use xtask::suite::Outcome;
 
-use crate::console::{ANSWER, BOOT, command, wait_for_shell};
+use crate::console::{ANSWER, BOOT, USERSPACE, wait_for_shell};
 use crate::lab::{Lab, Variant};
 use crate::manifest::{Guest, good, manifest};
 
@@ -40,8 +40,7 @@ pub fn bad_guests_cost_themselves(lab: &Lab) -> Result<Outcome> {
     variant.manifest(&manifest(&guests))?;
 
     let mut machine = variant.boot()?;
-    wait_for_shell(&mut machine)?;
-    command(&mut machine, "true", ANSWER)?;
+    machine.expect(USERSPACE, BOOT)?;
     said(
         &machine,
         &[

@@ -24,12 +24,16 @@ pub fn shell_answers(lab: &Lab) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// `poweroff` ends the guest.
+/// `poweroff` ends the guest, and with the last guest the machine.
 pub fn poweroff(lab: &Lab) -> Result<Outcome> {
     let mut machine = Machine::spawn(&lab.example())?;
     wait_for_shell(&mut machine)?;
     machine.send("poweroff\n")?;
-    machine.expect("powered off", ANSWER)?;
+    machine.expect("all guests are off", ANSWER)?;
+    let status = machine.wait_exit(ANSWER)?;
+    if !status.success() {
+        return Err(Error::failed(format!("the machine ended with {status}")));
+    }
     Ok(Outcome::Passed)
 }
 
@@ -50,6 +54,6 @@ pub fn no_virtualization(lab: &Lab) -> Result<Outcome> {
     let mut spec = lab.example();
     spec.cpu = "max,-svm".to_owned();
     let mut machine = Machine::spawn(&spec)?;
-    machine.expect("(?i)no (hardware )?virtuali[sz]ation|AMD-V|SVM", BOOT)?;
+    machine.expect("virtualization: .*(AMD-V|SVM)", BOOT)?;
     stays(&mut machine)
 }

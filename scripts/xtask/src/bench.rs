@@ -211,7 +211,8 @@ mod tests {
 
     #[test]
     fn costs_are_read_from_the_log() {
-        let console = "tiny: exit-cost: port read, PIT 400 instructions (least 390)\r\nPASS exit-cost\n";
+        let console =
+            "[ 0.1] probe: exit-cost: port read, PIT 400 instructions (least 390)\r\nprobe: PASS exit-cost\n";
         let found = costs(console).expect("costs");
         assert_eq!(found, [Cost { exit: "port read, PIT".to_owned(), average: 400, least: 390 }]);
         assert!(costs("PASS exit-cost").is_err());
