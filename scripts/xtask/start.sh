@@ -17,11 +17,15 @@ new_enough() {
         [ "$(printf '%s\n%s\n' "$OLDEST" "$found" | sort -V | head -n1)" = "$OLDEST" ]
 }
 
+install() {
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"; } >&2
+}
+
 use_debian() {
     if ! { new_enough /usr/bin/cargo && new_enough /usr/bin/rustc; }; then
-        [ "$(id -u)" = 0 ] || stop "no Rust $OLDEST here: run 'apt-get install cargo-web' as root, or install rustup."
+        [ "$(id -u)" = 0 ] || stop "no Rust $OLDEST here: run 'apt-get install cargo-web ca-certificates' as root, or install rustup."
         echo "peerboot: installing Debian's Rust (cargo-web)" >&2
-        { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y cargo-web; } >&2 ||
+        install cargo-web ca-certificates ||
             stop "apt-get could not install cargo-web; with rustup (https://rustup.rs) it is not needed."
         { new_enough /usr/bin/cargo && new_enough /usr/bin/rustc; } ||
             stop "Debian's cargo-web is older than Rust $OLDEST: install rustup (https://rustup.rs)."
@@ -48,8 +52,7 @@ fi
 command -v cc >/dev/null || {
     [ "$(id -u)" = 0 ] || stop "no C compiler to link with: run 'apt-get install gcc libc6-dev' as root."
     echo "peerboot: installing a linker (gcc, libc6-dev)" >&2
-    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y gcc libc6-dev; } >&2 ||
-        stop "apt-get could not install gcc and libc6-dev."
+    install gcc libc6-dev || stop "apt-get could not install gcc and libc6-dev."
 }
 
 # Cargo's progress is worth seeing the first time only.
