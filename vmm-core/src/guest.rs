@@ -436,3 +436,13 @@ impl ExitCounts {
         self.counts.iter().fold(0, |sum, count| sum.wrapping_add(*count))
     }
 }
+
+impl fmt::Display for ExitCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.total())?;
+        for (reason, count) in self.iter() {
+            write!(f, ", {reason} {count}")?;
+        }
+        Ok(())
+    }
+}

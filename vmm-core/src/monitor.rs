@@ -127,9 +127,7 @@ impl Monitor {
         let name = place.config.name.as_str();
         self.host.log(Detail::Everyone, name, format_args!("{end}"));
         for vcpu in place.vcpus.drain(..) {
-            for (reason, count) in vcpu.exits().iter() {
-                self.host.log(Detail::Expert, name, format_args!("exits: {count:>9} {reason}"));
-            }
+            self.host.log(Detail::Everyone, name, format_args!("exits: {}", vcpu.exits()));
         }
         place.end = Some(end);
         if place.config.action_after(&end) == Action::Restart {

@@ -157,9 +157,14 @@ impl Context {
         self.tsc_aux = 0;
     }
 
-    /// The guest's XCR0.
+    /// The guest's XCR0. The hardware is asked while attached: QEMU 7.2 lets XSETBV through uncaught.
     pub fn xcr0(&self) -> u64 {
-        self.xcr0
+        if self.attached && self.features.xsave {
+            // SAFETY: CR4.OSXSAVE was set by `enable_on_this_core`.
+            unsafe { xgetbv() }
+        } else {
+            self.xcr0
+        }
     }
 
     /// Sets the guest's XCR0, in the hardware too while attached.
@@ -226,7 +231,7 @@ impl Context {
             return;
         }
         let all = self.features.xcr0;
-        self.tsc_aux = self.tsc_aux();
+        (self.tsc_aux, self.xcr0) = (self.tsc_aux(), self.xcr0());
         // SAFETY: as in `attach`.
         unsafe {
             if self.features.xsave {
@@ -250,6 +255,20 @@ impl Drop for Context {
         // SAFETY: `area` came from `alloc_zeroed` with this layout, and is freed once.
         unsafe { dealloc(self.area.as_ptr(), self.layout) }
     }
+}
+
+/// Reads XCR0.
+///
+/// # Safety
+///
+/// CR4.OSXSAVE is set.
+unsafe fn xgetbv() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nostack, nomem, preserves_flags));
+    }
+    u64::from(low) | u64::from(high) << 32
 }
 
 /// Sets XCR0.
