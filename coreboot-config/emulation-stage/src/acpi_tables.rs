@@ -1,4 +1,4 @@
-//! The emulator's ACPI tables, laid out as it asks, with a root pointer of revision 2.
+//! The emulator's ACPI tables, laid out as it asks, with a root pointer of revision 2; or our own.
 #![allow(unsafe_code)] // Tables go to physical addresses.
 
 use alloc::vec::Vec;
@@ -8,10 +8,12 @@ use coreboot_config::tables::CbmemEntry;
 use emulation_stage::acpi::{self, AcpiError};
 use emulation_stage::cbmem::Cbmem;
 use emulation_stage::memory_map::F_SEGMENT_TABLES;
+use emulation_stage::minimal_acpi::{self, Board};
 use emulation_stage::table_loader::{self, Blob, Platform, Zone};
 
+use crate::error::StageError;
 use crate::fw_cfg::FwCfg;
-use crate::{info, physical};
+use crate::{chipset, info, interrupts, physical, pm};
 
 const LOADER_FILE: &str = "etc/table-loader";
 const RSDP_FILE: &str = "etc/acpi/rsdp";
@@ -33,6 +35,24 @@ pub fn place(fw_cfg: &FwCfg, cbmem: &mut Cbmem) -> Option<u64> {
         write(blob.address, &blob.bytes);
     }
     root(&blobs, &mut room).map_err(|error| info!("{error}")).ok()?
+}
+
+/// Places tables of our own for a machine with these local APICs, and returns the physical address of the RSDP.
+pub fn place_our_own(apic_ids: &[u8], cbmem: &mut Cbmem) -> Result<Option<u64>, StageError> {
+    let area = cbmem.allocate(CbmemEntry::ACPI, AREA_BYTES)?;
+    let io_apic_id = interrupts::io_apic_id();
+    let board = Board { apic_ids, io_apic_id, pm_ports: pm::PORTS, sci: chipset::SCI };
+    let tables = minimal_acpi::build(area, &board);
+    let mut room = Room { high: area..area + u64::from(AREA_BYTES), f_segment: F_SEGMENT_TABLES };
+    let mut place = |bytes: &[u8], zone| {
+        let address = room.take(bytes.len(), TABLE_ALIGNMENT, zone)?;
+        write(address, bytes);
+        Some(address)
+    };
+    place(&tables.bytes, Zone::High);
+    // The second RSDP is for who scans.
+    place(&tables.rsdp, Zone::FSegment);
+    Ok(place(&tables.rsdp, Zone::High))
 }
 
 /// Makes the XSDT and the RSDP; `None` if no room is left.

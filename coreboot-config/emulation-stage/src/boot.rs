@@ -10,13 +10,13 @@ use coreboot_config::timestamps::id;
 use emulation_stage::cbmem::Cbmem;
 use emulation_stage::{memory_map, pci};
 
+use crate::chipset::Chipset;
 use crate::coreboot_table::{self, Machine};
 use crate::error::StageError;
-use crate::q35::Q35;
 use crate::timestamps::{self, Timestamps};
 use crate::{
-    acpi_tables, display, emergency, flash, handoff, heap, info, interrupts, load, log, physical, processors,
-    reset, serial,
+    acpi_tables, display, emergency, flash, handoff, heap, info, interrupts, load, log, physical, pm,
+    processors, reset, serial,
 };
 
 /// How far CBMEM may grow down from the top of low memory, in bytes.
@@ -54,38 +54,39 @@ fn boot(reset_time: u64) -> Result<(u32, u64), StageError> {
         Timestamps::new(area(&mut cbmem, CbmemEntry::TIMESTAMP, Timestamps::BYTES)?, reset_time);
     timestamps.stamp_at(id::BOOTBLOCK_START, reset_time);
 
-    let chipset = Q35::start().ok_or(StageError::Machine)?;
+    let mut chipset = Chipset::start().ok_or(StageError::Machine)?;
     let clock = Clock::start();
-    let ram = chipset.ram();
-    let map_end = memory_map::low_memory_end(&ram);
+    let map_end = memory_map::low_memory_end(&chipset.ram);
     if map_end != low_end {
         return Err(StageError::Memory { map: map_end, cmos: low_end });
     }
-    let bytes: u64 = ram.iter().map(|range| range.end - range.start).sum();
-    info!("{} MiB of RAM, low memory ends at {low_end:#x}", bytes >> 20);
+    let bytes: u64 = chipset.ram.iter().map(|range| range.end - range.start).sum();
+    info!("{}, {} MiB of RAM, low memory ends at {low_end:#x}", chipset.board, bytes >> 20);
 
     timestamps.stamp(id::DEVICE_ENUMERATE);
-    let mut config = chipset.config();
-    let mut devices = pci::enumerate(&mut config);
-    let ram_end = ram.last().map_or(0, |range| range.end);
-    pci::assign(&mut config, &mut devices, &chipset.windows(ram_end))?;
-    pci::assign_interrupt_lines(&mut config, &devices, &Q35::interrupt_line);
+    let windows = chipset.windows();
+    let config = &mut chipset.config;
+    let mut devices = pci::enumerate(config);
+    pci::assign(config, &mut devices, &windows)?;
+    pci::assign_interrupt_lines(config, &devices, &chipset.interrupt_line);
     let framebuffer = display::start(&devices);
     info!("{} PCI functions on bus 0", devices.len());
 
-    interrupts::start(Q35::level_lines());
-    let count = chipset.processors();
-    let others = processors::start(count, low_end, Q35::timer);
-    info!("{} of {count} processors, {others} of them halted", others + 1);
+    interrupts::start(chipset.level_lines);
+    let running = processors::start(chipset.processors, low_end);
+    info!("{} of {} processors, all but this one halted", running.len(), chipset.processors);
 
     timestamps.stamp(id::WRITE_TABLES);
-    let rsdp = acpi_tables::place(&chipset.fw_cfg, &mut cbmem);
+    let rsdp = match &chipset.fw_cfg {
+        Some(fw_cfg) => acpi_tables::place(fw_cfg, &mut cbmem),
+        None => acpi_tables::place_our_own(&running, &mut cbmem)?,
+    };
     match rsdp {
         Some(address) => info!("ACPI RSDP at {address:#x}"),
         None => info!("No ACPI tables"),
     }
     let (image, flash_map) = flash::find().ok_or(StageError::Flash)?;
-    let machine = Machine { image, flash_map, ram, reserved: chipset.reserved().to_vec(), framebuffer, rsdp };
+    let machine = Machine { image, flash_map, chipset: &chipset, framebuffer, rsdp };
     let table = coreboot_table::place(&machine, &mut cbmem)?;
     info!("Coreboot table at {table:#x}");
 
@@ -119,11 +120,11 @@ struct Clock {
 
 impl Clock {
     fn start() -> Self {
-        Self { tsc: timestamps::now(), timer: Q35::timer() }
+        Self { tsc: timestamps::now(), timer: pm::timer() }
     }
 
     fn megahertz(&self) -> u16 {
-        let ticks = u64::from(Q35::timer().wrapping_sub(self.timer) & 0x00FF_FFFF);
+        let ticks = u64::from(pm::timer().wrapping_sub(self.timer) & 0x00FF_FFFF);
         let cycles = timestamps::now() - self.tsc;
         // The PM timer counts at 3.579545 MHz.
         let megahertz = cycles.saturating_mul(3_579_545).checked_div(ticks.saturating_mul(1_000_000));

@@ -2,8 +2,6 @@
 #![allow(unsafe_code)] // Tables go to physical addresses.
 
 use alloc::string::String;
-use alloc::vec::Vec;
-use core::ops::Range;
 
 use coreboot_config::fmap::Fmap;
 use coreboot_config::tables::{
@@ -13,6 +11,7 @@ use coreboot_config::tables::{
 use emulation_stage::cbmem::Cbmem;
 use emulation_stage::memory_map;
 
+use crate::chipset::Chipset;
 use crate::error::StageError;
 use crate::{physical, serial};
 
@@ -26,15 +25,13 @@ const FMAP_HEADER_BYTES: usize = 56;
 const FMAP_AREA_BYTES: usize = 42;
 
 /// What the table tells about.
-pub struct Machine {
+pub struct Machine<'a> {
     /// The whole flash.
     pub image: &'static [u8],
     /// Its map, at its beginning.
     pub flash_map: Fmap,
-    /// All RAM.
-    pub ram: Vec<Range<u64>>,
-    /// Ranges below 4 GiB that are neither RAM nor devices'.
-    pub reserved: Vec<Range<u64>>,
+    /// What it is and its RAM.
+    pub chipset: &'a Chipset,
     /// The display, where there is one.
     pub framebuffer: Option<Framebuffer>,
     /// Physical address of ACPI's RSDP.
@@ -42,7 +39,7 @@ pub struct Machine {
 }
 
 /// Writes the table into CBMEM, and the forwarder to it, and returns its physical address.
-pub fn place(machine: &Machine, cbmem: &mut Cbmem) -> Result<u64, StageError> {
+pub fn place(machine: &Machine<'_>, cbmem: &mut Cbmem) -> Result<u64, StageError> {
     let flash_map = flash_map_bytes(machine);
     let flash_map_copy = cbmem.allocate(CbmemEntry::FMAP, flash_map.len() as u32)?;
     write(flash_map_copy, flash_map);
@@ -50,9 +47,10 @@ pub fn place(machine: &Machine, cbmem: &mut Cbmem) -> Result<u64, StageError> {
     write(gnvs, &[0; GNVS_BYTES as usize]);
     let address = cbmem.allocate(CbmemEntry::COREBOOT_TABLE, TABLE_BYTES)?;
 
+    let chipset = machine.chipset;
     let mut table = TableBuilder::new();
-    table.add(&Record::Memory(memory_map::compose(&machine.ram, cbmem.used(), &machine.reserved)));
-    let names = Mainboard { vendor: "Emulation".into(), part_number: "QEMU x86 q35/ich9".into() };
+    table.add(&Record::Memory(memory_map::compose(&chipset.ram, cbmem.used(), &chipset.reserved)));
+    let names = Mainboard { vendor: "Emulation".into(), part_number: chipset.board.into() };
     table.add(&Record::Mainboard(names));
     table.add(&Record::Serial(Serial {
         kind: SerialKind::Port,
@@ -110,7 +108,7 @@ pub fn place(machine: &Machine, cbmem: &mut Cbmem) -> Result<u64, StageError> {
     Ok(address)
 }
 
-fn flash_map_bytes(machine: &Machine) -> &'static [u8] {
+fn flash_map_bytes(machine: &Machine<'_>) -> &'static [u8] {
     let length = FMAP_HEADER_BYTES + machine.flash_map.areas().len() * FMAP_AREA_BYTES;
     &machine.image[..length.min(machine.image.len())]
 }

@@ -50,9 +50,11 @@ pub enum StageError {
 impl fmt::Display for StageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Machine => write!(f, "This machine is not QEMU's q35 with fw_cfg."),
+            Self::Machine => {
+                write!(f, "This machine is neither QEMU's nor Bochs's: its chipset is unknown here.")
+            }
             Self::Memory { map, cmos } => {
-                write!(f, "Low memory ends at {map:#x} by etc/e820 but at {cmos:#x} by CMOS.")
+                write!(f, "Low memory ends at {map:#x} by the memory map but at {cmos:#x} by CMOS.")
             }
             Self::Flash => write!(f, "The flash does not begin with an FMAP of its own size."),
             Self::Cbmem(error) => write!(f, "{error}"),

@@ -10,6 +10,7 @@ const ELCR2: u16 = 0x4D1;
 const PIC_CASCADE: u8 = 2;
 
 const IOAPIC: u64 = 0xFEC0_0000;
+const IOAPIC_ID: u32 = 0;
 const IOAPIC_VERSION: u32 = 1;
 const IOAPIC_REDIRECTION: u32 = 0x10;
 const REDIRECTION_MASKED: u32 = 1 << 16;
@@ -17,6 +18,7 @@ const DELIVERY_EXTINT: u32 = 0b111 << 8;
 const DELIVERY_NMI: u32 = 0b100 << 8;
 
 const LAPIC: u64 = 0xFEE0_0000;
+const LAPIC_ID: u64 = 0x20;
 const LAPIC_TASK_PRIORITY: u64 = 0x80;
 const LAPIC_SPURIOUS: u64 = 0xF0;
 const LAPIC_ENABLE: u32 = 1 << 8;
@@ -67,6 +69,16 @@ fn start_lapic() {
     lapic_write(LAPIC_SPURIOUS, LAPIC_ENABLE | LAPIC_SPURIOUS_VECTOR);
     lapic_write(LAPIC_LINT0, DELIVERY_EXTINT);
     lapic_write(LAPIC_LINT1, DELIVERY_NMI);
+}
+
+/// This processor's local APIC's number.
+pub fn local_apic_id() -> u8 {
+    (lapic_read(LAPIC_ID) >> 24) as u8
+}
+
+/// The IOAPIC's number.
+pub fn io_apic_id() -> u8 {
+    (ioapic_read(IOAPIC_ID) >> 24) as u8 & 0xF
 }
 
 /// Resets all other processors; they then wait for [`start_others`].

@@ -11,6 +11,7 @@ extern crate alloc;
 pub mod acpi;
 pub mod cbmem;
 pub mod memory_map;
+pub mod minimal_acpi;
 pub mod mtrr;
 pub mod pci;
 pub mod table_loader;

@@ -13,6 +13,12 @@ mod acpi_tables;
 #[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
+mod chipset;
+#[cfg(target_os = "none")]
+mod cmos;
+#[cfg(target_os = "none")]
+mod config_space;
+#[cfg(target_os = "none")]
 mod coreboot_table;
 #[cfg(target_os = "none")]
 mod display;
@@ -27,6 +33,8 @@ mod handoff;
 #[cfg(target_os = "none")]
 mod heap;
 #[cfg(target_os = "none")]
+mod i440fx;
+#[cfg(target_os = "none")]
 mod interrupts;
 #[cfg(target_os = "none")]
 mod load;
@@ -34,6 +42,8 @@ mod load;
 mod log;
 #[cfg(target_os = "none")]
 mod physical;
+#[cfg(target_os = "none")]
+mod pm;
 #[cfg(target_os = "none")]
 mod port;
 #[cfg(target_os = "none")]

@@ -10,6 +10,8 @@ const FOUR_GIB: u64 = 1 << 32;
 /// Conventional memory ends where display memory begins.
 const CONVENTIONAL_END: u64 = 0xA_0000;
 const FIRST_MIB_END: u64 = 0x10_0000;
+/// The unit in which CMOS counts memory.
+const CMOS_UNIT: u64 = 0x1_0000;
 /// Bytes of one entry of the fw_cfg file `etc/e820`: address, length, type.
 const E820_ENTRY_BYTES: usize = 20;
 
@@ -30,6 +32,13 @@ pub fn ram_of_e820(file: &[u8]) -> Vec<Range<u64>> {
         }
     }
     ram
+}
+
+/// RAM by what an emulator notes in CMOS: what lies between 16 MiB and 4 GiB, and above, in units of 64 KiB.
+/// Machines with less than 16 MiB are none of ours.
+pub fn ram_of_cmos(low: u32, high: u32) -> impl DoubleEndedIterator<Item = Range<u64>> {
+    let end = |start: u64, units: u32| start + u64::from(units) * CMOS_UNIT;
+    [0..end(16 << 20, low), FOUR_GIB..end(FOUR_GIB, high)].into_iter().filter(|range| !range.is_empty())
 }
 
 /// The end of the RAM that starts at 0.
@@ -85,6 +94,13 @@ mod tests {
         assert_eq!(ram, [0..0x8000_0000, 1 << 32..2 << 32]);
         assert_eq!(low_memory_end(&ram), 0x8000_0000);
         assert_eq!(low_memory_end(&[]), 0);
+    }
+
+    #[test]
+    fn ram_is_taken_from_cmos() {
+        assert_eq!(ram_of_cmos(0x3F00, 0).next_back(), Some(0..1 << 30));
+        let both: Vec<_> = ram_of_cmos(0xBF00, 0x1_0000).collect();
+        assert_eq!(both, [0..3 << 30, 1 << 32..2 << 32]);
     }
 
     #[test]

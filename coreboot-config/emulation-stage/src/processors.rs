@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use emulation_stage::mtrr;
 use x86_64::registers::model_specific::Msr;
 
-use crate::{handoff, interrupts, physical};
+use crate::{handoff, interrupts, physical, pm};
 
 /// Page below 1 MiB that processors start in; free again once they have arrived.
 const STARTUP_PAGE: u8 = 8;
@@ -105,8 +105,8 @@ processor_park:
 );
 
 /// Makes this processor and the `count - 1` others cache RAM up to `low_end` but not what is between it and
-/// 4 GiB, and halts the others. Returns how many of them arrived; `timer` is the PM timer.
-pub fn start(count: u32, low_end: u64, timer: fn() -> u32) -> u32 {
+/// 4 GiB, and halts the others. Returns the local APICs' numbers of those that are there, this one's first.
+pub fn start(count: u32, low_end: u64) -> Vec<u8> {
     let writes = memory_type_writes(low_end);
     for write in &writes {
         let value = u64::from(write.high) << 32 | u64::from(write.low);
@@ -119,23 +119,30 @@ pub fn start(count: u32, low_end: u64, timer: fn() -> u32) -> u32 {
         first_write: physical::address_of(writes.as_ptr()) as u32,
     };
     place_trampoline(&park);
-    let others = count.saturating_sub(1);
-    let arrived = || park.arrived.iter().map(|bits| bits.load(Ordering::Acquire).count_ones()).sum::<u32>();
+    let others = count.saturating_sub(1) as usize;
     // Reset leaves processors waiting for start-up. INIT is for those that do not: in QEMU that counts
     // instructions, a processor that takes INIT is charged for all of them up to the next timer's deadline.
     interrupts::start_others(STARTUP_PAGE);
-    if !wait(timer, BEFORE_INIT_TICKS, || arrived() >= others) {
+    if !wait(BEFORE_INIT_TICKS, || park.arrived().count() >= others) {
         interrupts::reset_others();
         interrupts::start_others(STARTUP_PAGE);
-        wait(timer, PATIENCE_TICKS, || arrived() >= others);
+        wait(PATIENCE_TICKS, || park.arrived().count() >= others);
     }
-    arrived()
+    core::iter::once(interrupts::local_apic_id()).chain(park.arrived()).collect()
 }
 
-fn wait(timer: fn() -> u32, ticks: u32, done: impl Fn() -> bool) -> bool {
-    let start = timer();
+impl Park {
+    /// The local APICs' numbers of the processors that have come.
+    fn arrived(&self) -> impl Iterator<Item = u8> {
+        (0..=u8::MAX)
+            .filter(|id| self.arrived[usize::from(id / 32)].load(Ordering::Acquire) & 1 << (id % 32) != 0)
+    }
+}
+
+fn wait(ticks: u32, done: impl Fn() -> bool) -> bool {
+    let start = pm::timer();
     while !done() {
-        if timer().wrapping_sub(start) & 0x00FF_FFFF > ticks {
+        if pm::timer().wrapping_sub(start) & 0x00FF_FFFF > ticks {
             return done();
         }
         core::hint::spin_loop();

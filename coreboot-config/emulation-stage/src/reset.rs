@@ -5,6 +5,8 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::i440fx;
+
 static PHYSICAL_BASE: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" {
@@ -98,6 +100,21 @@ reset32:
     addl $0x1000000, %ebx
     subl $__stage_reserved, %ebx
 
+    // Bochs gives its RAM out in blocks of 128 KiB in the order in which they are first touched, and loads a
+    // file as if the blocks behind its first one were next in line. So they have to be, before all others.
+    movl $0x80000000, %eax
+    movw $0xCF8, %dx
+    outl %eax, %dx
+    movw $0xCFC, %dx
+    inl %dx, %eax
+    cmpl ${i440fx}, %eax
+    jne 2f
+    movl ${files}, %edi
+1:  movb (%edi), %al
+    addl $0x20000, %edi
+    cmpl %ebx, %edi
+    jb 1b
+2:
     // EBX: where the stage goes in physical memory.
     movl %ebx, %edi
     movl $__stage_flash, %esi
@@ -173,5 +190,7 @@ reset64:
     .text
     "#,
     start = sym enter,
+    i440fx = const i440fx::HOST_BRIDGE_IDENTITY,
+    files = const i440fx::FILES,
     options(att_syntax)
 );

@@ -182,6 +182,8 @@ impl log::Sink for LogLines {
     fn flush(&self) {
         if let Some(mut uart) = UART.get().and_then(log::lock) {
             uart.drain();
+            // What is in the transmitter would be lost with the machine.
+            uart.wait_for(ALL_SENT);
         }
     }
 }
