@@ -185,7 +185,7 @@ fn read_acpi(table: &CorebootTable) -> Option<Acpi> {
     match Acpi::read(&FirmwareMemory, rsdp) {
         Ok(acpi) => {
             acpi.problems.iter().for_each(|problem| warn!("{problem}"));
-            info!("ACPI: {:?} from {rsdp:#x}", acpi.tables);
+            info!("ACPI: {} from {rsdp:#x}", acpi.tables);
             Some(acpi)
         }
         Err(problem) => {

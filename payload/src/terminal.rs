@@ -61,7 +61,7 @@ impl Terminal for GuestTerminal {
 
     fn debug(&self, byte: u8) {
         collect(&self.debug_line, byte, |line| {
-            info!("{}: {}", self.name, String::from_utf8_lossy(line).escape_debug());
+            info!("{}: {}", self.name, line.escape_ascii());
         });
     }
 

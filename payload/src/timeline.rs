@@ -64,7 +64,7 @@ pub fn mark_at(step: Step, tsc: u64) {
 
 /// Prints the steps reached so far: since reset (where the TSC began at zero) and since the payload's entry.
 pub fn print(clock: &Clock) {
-    let millis = |ticks: u64| Millis(u128::from(ticks) * 1_000 / u128::from(clock.tsc_khz()));
+    let millis = |ticks: u64| Millis((u128::from(ticks) * 1_000 / u128::from(clock.tsc_khz())) as u64);
     let entry = REACHED[Step::PayloadEntry as usize].load(Ordering::Relaxed);
     for step in Step::ALL {
         let tsc = REACHED[step as usize].load(Ordering::Relaxed);
@@ -80,7 +80,7 @@ pub fn print(clock: &Clock) {
 }
 
 /// A number of thousandths, printed in ones.
-struct Millis(u128);
+struct Millis(u64);
 
 impl core::fmt::Display for Millis {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

@@ -159,7 +159,7 @@ pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<G
 fn name(node: &Node<'_, '_>) -> Result<String, GuestError> {
     const EXPECTED: &str = "1 to 31 letters, digits, '-', '_' and '.'";
     let sound = |name: &str| {
-        let letter = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+        let letter = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
         (1..=MAX_NAME_LEN).contains(&name.len()) && name.chars().all(letter)
     };
     match node.text("label")? {
@@ -195,12 +195,15 @@ fn cpu_affinity(node: &Node<'_, '_>) -> Result<Vec<u32>, GuestError> {
         return Ok(Vec::new());
     }
     let error = || node.wrong("cpu-affinity", "numbers of host CPUs, one cell each, none of them twice");
-    let mut cpus = node.cells("cpu-affinity").filter(|cpus| !cpus.is_empty()).ok_or_else(error)?;
-    cpus.sort_unstable();
-    if cpus.array_windows().any(|[one, next]| one == next) {
-        return Err(error());
+    let cpus = node.cells("cpu-affinity").filter(|cpus| !cpus.is_empty()).ok_or_else(error)?;
+    let mut sorted = Vec::with_capacity(cpus.len());
+    for cpu in cpus {
+        match sorted.binary_search(&cpu) {
+            Ok(_) => return Err(error()),
+            Err(at) => sorted.insert(at, cpu),
+        }
     }
-    Ok(cpus)
+    Ok(sorted)
 }
 
 fn weight(node: &Node<'_, '_>) -> Result<u16, GuestError> {

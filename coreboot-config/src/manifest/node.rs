@@ -165,7 +165,7 @@ fn describe(value: &[u8]) -> String {
     if let Some(text) = single_text(value).filter(|text| !text.is_empty()) {
         let shown: String = text.chars().take(SHOWN_TEXT).collect();
         let more = if text.chars().nth(SHOWN_TEXT).is_some() { "…" } else { "" };
-        return format!("{shown:?}{more}");
+        return format!("\"{shown}\"{more}");
     }
     match cells(value).filter(|cells| cells.len() <= SHOWN_CELLS) {
         Some(cells) => {

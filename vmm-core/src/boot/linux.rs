@@ -145,7 +145,9 @@ impl fmt::Display for LinuxError {
             Self::CommandLineTooLong { found, at_most } => {
                 write!(f, "the command line has {found} bytes, and the kernel takes at most {at_most}")
             }
-            Self::CommandLineNul(line) => write!(f, "the command line {line:?} holds a NUL"),
+            Self::CommandLineNul(line) => {
+                write!(f, "the command line \"{}\" holds a NUL", line.escape_default())
+            }
             Self::NotEnoughMemory { needed, found } => write!(
                 f,
                 "kernel and ramdisk need {needed} bytes of memory below 2 GiB, and the guest has {found}"

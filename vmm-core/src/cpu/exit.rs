@@ -1,6 +1,7 @@
 //! Why a guest stopped running, in terms shared by VT-x and AMD-V.
 
 use crate::memory::GuestPhys;
+use core::fmt;
 
 /// How many bytes one port or memory access moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +93,19 @@ pub enum Event {
         /// The error code.
         error_code: Option<u32>,
     },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interrupt(vector) => write!(f, "interrupt {vector:#x}"),
+            Self::Nmi => f.write_str("an NMI"),
+            Self::Exception { vector, error_code: None } => write!(f, "exception {vector}"),
+            Self::Exception { vector, error_code: Some(code) } => {
+                write!(f, "exception {vector} with error code {code:#x}")
+            }
+        }
+    }
 }
 
 impl Event {

@@ -80,7 +80,7 @@ pub enum EmulateError {
 impl fmt::Display for EmulateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fault(fault) => write!(f, "the instruction raises {:?}", fault.event),
+            Self::Fault(fault) => write!(f, "the instruction raises {}", fault.event),
             Self::Unsupported(code) => write!(f, "no emulation for the instruction {code:?}"),
             Self::CodeNotMemory(at) => write!(f, "code at guest-physical {at}, which is not memory"),
             Self::Changed => f.write_str("the instruction was overwritten since its exit"),

@@ -39,8 +39,12 @@ pub trait Memory<'a> {
 }
 
 /// A table's four-letter name.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signature(pub [u8; 4]);
+
+/// The names of several tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Signatures(pub Vec<Signature>);
 
 impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,9 +52,12 @@ impl fmt::Display for Signature {
     }
 }
 
-impl fmt::Debug for Signature {
+impl fmt::Display for Signatures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        self.0.iter().enumerate().try_for_each(|(index, signature)| {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{signature}")
+        })
     }
 }
 
@@ -121,7 +128,7 @@ pub struct Acpi {
     /// The HPET's registers.
     pub hpet: Option<u64>,
     /// The names of all tables that were found whole.
-    pub tables: Vec<Signature>,
+    pub tables: Signatures,
     /// What was skipped, and why.
     pub problems: Vec<Problem>,
 }
@@ -134,7 +141,7 @@ impl Acpi {
         for at in root.entries(memory)? {
             match table(memory, at) {
                 Ok((signature, bytes)) => {
-                    acpi.tables.push(signature);
+                    acpi.tables.0.push(signature);
                     if acpi.take(memory, signature, bytes).is_none() {
                         acpi.problems.push(Problem::Short { table: signature, at });
                     }

@@ -131,7 +131,7 @@ fn an_rsdp_of_revision_zero_leads_to_the_rsdt() {
     memory.0.insert(0x1000, table_bytes(b"RSDT", &0x2000_u32.to_le_bytes()));
     memory.0.insert(0x2000, table_bytes(b"WAET", &[0; 4]));
     let acpi = Acpi::read(&&memory, 0xf_0000).unwrap();
-    assert_eq!(acpi.tables, [Signature(*b"WAET")]);
+    assert_eq!(acpi.tables.0, [Signature(*b"WAET")]);
 }
 
 #[test]

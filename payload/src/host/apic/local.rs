@@ -7,7 +7,7 @@ use crate::host::interrupts::vector;
 use crate::host::memory::Range;
 use crate::host::mmio::Mmio;
 use crate::host::paging::{Cache, DeviceError, map_device};
-use crate::host::time::Clock;
+use crate::host::time::{Clock, per_nano};
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
 use vmm_core::time::Instant;
@@ -47,8 +47,9 @@ const MODE_TSC_DEADLINE: u32 = 2 << 17;
 const DIVIDE_BY_1: u32 = 0b1011;
 
 static ACCESS: Once<Access> = Once::new();
-/// The timer's frequency in kHz; zero while it is not known, or where deadlines are in ticks of the TSC.
-static TIMER_KHZ: AtomicU64 = AtomicU64::new(0);
+/// How often the timer ticks in a nanosecond, times 2³²; zero while that is not known, or where deadlines are in
+/// ticks of the TSC.
+static TICKS_A_NANO: AtomicU64 = AtomicU64::new(0);
 
 /// How registers are reached.
 enum Access {
@@ -129,7 +130,7 @@ pub fn start_timer(khz: u64) {
         unsafe { core::arch::x86_64::_mm_mfence() };
     } else {
         access.write(register::LVT_TIMER, u32::from(vector::TIMER));
-        TIMER_KHZ.store(khz.max(1), Ordering::Relaxed);
+        TICKS_A_NANO.store(per_nano(khz).max(1), Ordering::Relaxed);
     }
 }
 
@@ -143,8 +144,8 @@ pub fn arm(clock: &Clock, deadline: Option<Instant>) {
         return;
     }
     armed.store(wanted, Ordering::Relaxed);
-    let khz = TIMER_KHZ.load(Ordering::Relaxed);
-    if khz == 0 {
+    let scale = TICKS_A_NANO.load(Ordering::Relaxed);
+    if scale == 0 {
         // Zero disarms; a deadline gone by fires at once.
         let ticks = deadline.map_or(0, |at| clock.tsc_at(at).max(1));
         // SAFETY: the timer is in TSC-deadline mode, so the CPU has the register.
@@ -152,8 +153,8 @@ pub fn arm(clock: &Clock, deadline: Option<Instant>) {
         return;
     }
     let count = deadline.map_or(0, |at| {
-        let ticks = u128::from(at.nanos_since(clock.now())) * u128::from(khz) / 1_000_000;
-        (ticks.min(u128::from(u32::MAX)) as u32).max(1)
+        let ticks = (u128::from(at.nanos_since(clock.now())) * u128::from(scale)) >> 32;
+        (ticks.min(u128::from(u32::MAX - 1)) as u32) + 1
     });
     access.write(register::INITIAL_COUNT, count);
 }

@@ -27,13 +27,16 @@ pub struct Clock {
     origin: u64,
     khz: u64,
     /// Nanoseconds a tick, times 2³².
-    scale: u64,
+    nanos_a_tick: u64,
+    /// Ticks a nanosecond, times 2³².
+    ticks_a_nano: u64,
 }
 
 impl Clock {
     /// A clock that stood at zero when the TSC stood at `origin`; `khz` is not zero.
     pub const fn new(origin: u64, khz: u64) -> Self {
-        Self { origin, khz, scale: ((1_000_000_u128 << 32) / khz as u128) as u64 }
+        let nanos_a_tick = ((1_000_000_u128 << 32) / khz as u128) as u64;
+        Self { origin, khz, nanos_a_tick, ticks_a_nano: per_nano(khz) }
     }
 
     /// Now.
@@ -49,15 +52,20 @@ impl Clock {
     /// The moment at which the TSC stood at `tsc`; the clock's origin for any time before.
     pub const fn instant_at(&self, tsc: u64) -> Instant {
         let ticks = tsc.saturating_sub(self.origin);
-        Instant::from_nanos(((ticks as u128 * self.scale as u128) >> 32) as u64)
+        Instant::from_nanos(((ticks as u128 * self.nanos_a_tick as u128) >> 32) as u64)
     }
 
-    /// What the TSC reads at `instant`, or at the first tick after; saturates.
+    /// What the TSC reads at `instant`, or a tick after; saturates.
     pub const fn tsc_at(&self, instant: Instant) -> u64 {
-        let ticks = (instant.as_nanos() as u128 * self.khz as u128).div_ceil(1_000_000);
+        let ticks = ((instant.as_nanos() as u128 * self.ticks_a_nano as u128) >> 32) + 1;
         let ticks = if ticks > u64::MAX as u128 { u64::MAX } else { ticks as u64 };
         self.origin.saturating_add(ticks)
     }
+}
+
+/// How often something that runs at `khz` ticks in a nanosecond, times 2³²: so that nobody divides later.
+pub const fn per_nano(khz: u64) -> u64 {
+    (((khz as u128) << 32) / 1_000_000) as u64
 }
 
 /// A comparison of the TSC with the board's counters, under way.
