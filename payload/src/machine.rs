@@ -43,6 +43,20 @@ impl Host for Machine {
         cpu::tsc()
     }
 
+    fn core(&self) -> usize {
+        cpu::this().number as usize
+    }
+
+    fn cores(&self) -> usize {
+        cpu::count()
+    }
+
+    fn interrupt_core(&self, core: usize) {
+        if let Some(apic_id) = cpu::apic_id(core) {
+            apic::local::interrupt(apic_id, interrupts::vector::WAKE);
+        }
+    }
+
     fn unix_time(&self) -> u64 {
         self.unix_origin + self.clock.now().as_nanos() / 1_000_000_000
     }
