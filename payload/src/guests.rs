@@ -9,6 +9,7 @@ use coreboot_config::cbfs::{Cbfs, CbfsError, Compression};
 use coreboot_config::manifest::{self, Boot, Console, Manifest, ManifestError, Source};
 use vmm_core::boot::BootProtocol;
 use vmm_core::guest::{Action, GuestConfig, Image};
+use vmm_core::schedule::Affinity;
 
 /// How large a manifest may be once it is unpacked, in bytes.
 const MANIFEST_LIMIT: usize = manifest::MAX_BLOB_LEN;
@@ -103,6 +104,11 @@ fn resolve(
         name: guest.name.clone(),
         memory: guest.memory,
         vcpus: guest.cpus,
+        affinity: match guest.cpu_affinity.as_slice() {
+            [] => Affinity::Any,
+            cores => Affinity::Cores(cores.iter().map(|core| *core as usize).collect()),
+        },
+        weight: u32::from(guest.weight),
         protocol,
         kernel: kernel_image?,
         ramdisk: match ramdisk {

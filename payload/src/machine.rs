@@ -43,23 +43,19 @@ impl Host for Machine {
         cpu::tsc()
     }
 
-    fn core(&self) -> usize {
-        cpu::this().number as usize
-    }
-
-    fn cores(&self) -> usize {
-        cpu::count()
-    }
-
-    fn interrupt_core(&self, core: usize) {
-        if let Some(apic_id) = cpu::apic_id(core) {
-            apic::local::interrupt(apic_id, interrupts::vector::WAKE);
-        }
-    }
-
     fn unix_time(&self) -> u64 {
         self.unix_origin + self.clock.now().as_nanos() / 1_000_000_000
     }
+
+    fn core(&self) -> usize {
+        0
+    }
+
+    fn cores(&self) -> usize {
+        1
+    }
+
+    fn interrupt_core(&self, _core: usize) {}
 
     fn arm_timer(&self, deadline: Option<Instant>) {
         let deadline = if serial::needs_polling() {

@@ -35,6 +35,7 @@ use host::{acpi, apic, cpu, interrupts, paging, power};
 use machine::Machine;
 use terminal::{GuestTerminal, Style};
 use timeline::Step;
+use vmm_core::cpu::Core;
 use vmm_core::guest::End;
 use vmm_core::monitor::Monitor;
 
@@ -70,21 +71,22 @@ fn boot(table: u64, entry_tsc: u64) -> ! {
         Err(error) => error!("flash: {error}"),
     }
 
-    let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, frames)));
-    if let (Some(mut monitor), Ok(cbfs)) = (start_monitor(machine), cbfs) {
-        add_guests(&mut monitor, &cbfs, frames);
+    if let (Some(mut core), Ok(cbfs)) = (start_virtualization(), cbfs) {
+        let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, frames)));
+        let monitor: &'static Monitor = Box::leak(Box::new(Monitor::new(machine)));
+        add_guests(monitor, &core, &cbfs, frames);
         timeline::mark(Step::ImagesLoaded);
-        run_guests(&mut monitor, &table, clock, acpi.as_ref());
+        run_guests(monitor, &mut core, &table, clock, acpi.as_ref());
     }
     prompt::run(&prompt::Machine { frames, clock, acpi: acpi.as_ref() })
 }
 
 /// Switches virtualization on; `None` where this CPU cannot run guests.
-fn start_monitor(machine: &'static Machine) -> Option<Monitor> {
+fn start_virtualization() -> Option<Core> {
     match host::enable_virtualization() {
         Ok(core) => {
             info!("virtualization: {core}");
-            Some(Monitor::new(core, machine))
+            Some(core)
         }
         Err(unsupported) => {
             error!("virtualization: {unsupported}");
@@ -94,7 +96,7 @@ fn start_monitor(machine: &'static Machine) -> Option<Monitor> {
 }
 
 /// Builds the manifest's guests; what is wrong with one costs only that one.
-fn add_guests(monitor: &mut Monitor, cbfs: &Cbfs<'static>, frames: &'static FrameAllocator) {
+fn add_guests(monitor: &'static Monitor, core: &Core, cbfs: &Cbfs<'static>, frames: &'static FrameAllocator) {
     let wanted = match guests::wanted(cbfs, frames) {
         Ok(wanted) => wanted,
         Err(error) => return error!("{error}"),
@@ -107,7 +109,7 @@ fn add_guests(monitor: &mut Monitor, cbfs: &Cbfs<'static>, frames: &'static Fram
         let name = config.name.clone();
         let style = if shown { style } else { Style::Silent };
         let (memory, cpus) = (config.memory >> 20, config.vcpus);
-        match monitor.add(config, Arc::new(GuestTerminal::new(&name, style))) {
+        match monitor.add(core, config, Arc::new(GuestTerminal::new(&name, style))) {
             Ok(()) => info!("{name}: {memory} MiB, {cpus} CPU(s), ready"),
             Err(error) => error!("{name}: {error}"),
         }
@@ -115,13 +117,19 @@ fn add_guests(monitor: &mut Monitor, cbfs: &Cbfs<'static>, frames: &'static Fram
 }
 
 /// Runs the guests until none is left. When each of them switched itself off, so does the machine.
-fn run_guests(monitor: &mut Monitor, table: &CorebootTable, clock: &Clock, acpi: Option<&Acpi>) {
+fn run_guests(
+    monitor: &'static Monitor,
+    core: &mut Core,
+    table: &CorebootTable,
+    clock: &Clock,
+    acpi: Option<&Acpi>,
+) {
     timeline::mark(Step::FirstGuestInstruction);
     timeline::print(clock);
     publish_timeline(table);
-    let mut ends = monitor.run().peekable();
-    let any = ends.peek().is_some();
-    if any && ends.all(|(_, end)| end == End::PowerOff) {
+    monitor.run_core(core, || !monitor.is_idle());
+    let guests = monitor.guests();
+    if !guests.is_empty() && guests.iter().all(|guest| guest.last_end == Some(End::PowerOff)) {
         info!("all guests are off: switching the machine off");
         log::flush();
         acpi.map(power::off);

@@ -65,6 +65,10 @@ impl Terminal for GuestTerminal {
         });
     }
 
+    fn has_input(&self) -> bool {
+        self.style == Style::Raw && serial::has_input()
+    }
+
     fn receive(&self) -> Option<u8> {
         let mut byte = [0];
         (self.style == Style::Raw && serial::read(&mut byte) == 1).then_some(byte[0])

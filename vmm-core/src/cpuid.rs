@@ -77,6 +77,8 @@ pub mod kvm {
     pub const NOP_IO_DELAY: u32 = 1 << 1;
     /// Clock registers at 0x4b56_4d00 and 0x4b56_4d01.
     pub const CLOCKSOURCE2: u32 = 1 << 3;
+    /// A record of the time that others had the vCPU's core.
+    pub const STEAL_TIME: u32 = 1 << 5;
     /// The clock's stable flag can be trusted.
     pub const CLOCKSOURCE_STABLE: u32 = 1 << 24;
 }

@@ -12,6 +12,7 @@ use crate::cpu::{Core, EntryFailure, Exit};
 use crate::cpuid::{CpuidConfig, CpuidInstruction, CpuidView, kvm};
 use crate::host::{Detail, Host, Terminal};
 use crate::memory::{GuestMemory, LayoutError, NestedTables, Region, TooHigh};
+use crate::schedule::Affinity;
 use crate::time::{Instant, TscClock};
 use crate::vcpu::Vcpu;
 use alloc::collections::BTreeSet;
@@ -19,6 +20,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::Mutex;
 
 /// A file a guest boots from.
@@ -58,6 +60,10 @@ pub struct GuestConfig {
     pub memory: u64,
     /// How many virtual CPUs, 1 and up.
     pub vcpus: u32,
+    /// The cores its virtual CPUs may run on.
+    pub affinity: Affinity,
+    /// Its share of a core beside others': [`crate::schedule::WEIGHT_UNIT`] is usual.
+    pub weight: u32,
     /// How it boots.
     pub protocol: BootProtocol,
     /// The kernel.
@@ -83,6 +89,8 @@ impl GuestConfig {
             End::PowerOff => self.on_poweroff,
             End::Reset => self.on_reboot,
             End::TripleFault | End::Failed(_) => self.on_crash,
+            End::Stopped => Action::Stop,
+            End::Restarted => Action::Restart,
         }
     }
 }
@@ -98,6 +106,10 @@ pub enum End {
     TripleFault,
     /// The CPU would not run it on.
     Failed(EntryFailure),
+    /// The user stopped it.
+    Stopped,
+    /// The user had it start again.
+    Restarted,
 }
 
 impl fmt::Display for End {
@@ -105,6 +117,8 @@ impl fmt::Display for End {
         match self {
             Self::PowerOff => f.write_str("powered off"),
             Self::Reset => f.write_str("reset"),
+            Self::Stopped => f.write_str("stopped"),
+            Self::Restarted => f.write_str("reset by the user"),
             Self::TripleFault => f.write_str("crashed: triple fault"),
             Self::Failed(failure) => write!(f, "crashed: {} ({:#x})", failure.reason, failure.code),
         }
@@ -129,8 +143,6 @@ pub enum BuildError {
     MemoryMap(MemoryMapError),
     /// Its images are not what its boot protocol asks for, or do not fit.
     Boot(BootError),
-    /// More virtual CPUs than the monitor runs.
-    Vcpus(u32),
 }
 
 impl fmt::Display for BuildError {
@@ -148,12 +160,17 @@ impl fmt::Display for BuildError {
             Self::TooHigh(TooHigh(at)) => write!(f, "memory at guest-physical {at} is out of reach"),
             Self::MemoryMap(error) => error.fmt(f),
             Self::Boot(error) => error.fmt(f),
-            Self::Vcpus(count) => write!(f, "asks for {count} virtual CPUs"),
         }
     }
 }
 
 impl core::error::Error for BuildError {}
+
+/// Who can have a virtual CPU run that waits, or look up when it runs elsewhere.
+pub trait Wake: Sync {
+    /// Something came for the virtual CPU of this number of the guest `guest`.
+    fn wake(&self, guest: usize, vcpu: u32);
+}
 
 /// One life of a guest: what its virtual CPUs share.
 pub struct Guest {
@@ -166,6 +183,12 @@ pub struct Guest {
     pub(crate) clock: TscClock,
     /// Seconds since 1970 at the clock's zero.
     pub(crate) unix_time: u64,
+    /// The guest's number with its waker.
+    number: usize,
+    waker: &'static dyn Wake,
+    /// When the board has something to do next, in nanoseconds, as the first virtual CPU knows it.
+    board_deadline: AtomicU64,
+    ended: AtomicBool,
     end: Mutex<Option<End>>,
     reported: Mutex<BTreeSet<Unknown>>,
 }
@@ -195,10 +218,8 @@ impl Guest {
         core: &Core,
         host: &'static dyn Host,
         terminal: Arc<dyn Terminal>,
+        (number, waker): (usize, &'static dyn Wake),
     ) -> Result<(Arc<Self>, Vec<Vcpu>), BuildError> {
-        if config.vcpus != 1 {
-            return Err(BuildError::Vcpus(config.vcpus));
-        }
         let features = core.features();
         let map =
             MemoryMap::new(config.memory, features.physical_address_bits).map_err(BuildError::MemoryMap)?;
@@ -232,6 +253,10 @@ impl Guest {
             apics: LocalApics::new(config.vcpus, clock),
             clock,
             unix_time,
+            number,
+            waker,
+            board_deadline: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
             end: Mutex::new(None),
             reported: Mutex::new(BTreeSet::new()),
         });
@@ -243,7 +268,7 @@ impl Guest {
             physical_bits: features.physical_address_bits,
             five_level_paging: true,
             arch_capabilities: false,
-            kvm_features: kvm::NOP_IO_DELAY | kvm::CLOCKSOURCE2 | kvm::CLOCKSOURCE_STABLE,
+            kvm_features: kvm::NOP_IO_DELAY | kvm::CLOCKSOURCE2 | kvm::CLOCKSOURCE_STABLE | kvm::STEAL_TIME,
         };
         let vcpus = (0..config.vcpus)
             .map(|index| {
@@ -277,56 +302,110 @@ impl Guest {
         *self.end.lock()
     }
 
+    /// Its number with the monitor.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Whether something waits at its terminal.
+    pub fn has_input(&self) -> bool {
+        self.terminal.has_input()
+    }
+
+    /// Whether this life has ended.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
     /// Ends this life; the first end counts.
     pub fn end(&self, end: End) {
         self.end.lock().get_or_insert(end);
+        self.ended.store(true, Ordering::Release);
+        for vcpu in 0..self.config.vcpus {
+            self.apics.kick(vcpu as usize);
+            self.waker.wake(self.number, vcpu);
+        }
+    }
+
+    /// When the board has something to do next; notes that the first virtual CPU knows.
+    pub(crate) fn board_deadline(&self) -> Option<Instant> {
+        let deadline = self.chipset.lock().next_deadline();
+        self.board_deadline.store(deadline.map_or(u64::MAX, Instant::as_nanos), Ordering::Relaxed);
+        deadline
+    }
+
+    /// Wakes the virtual CPUs for which something came, but for the one that runs this.
+    fn wake_kicked(&self, by: Option<u32>) {
+        for vcpu in self.apics.kicked() {
+            if by != Some(vcpu as u32) {
+                self.waker.wake(self.number, vcpu as u32);
+            }
+        }
     }
 
     /// Runs `work` on the chipset with what its devices may ask for, and follows what the guest asked of the
-    /// board with it.
+    /// board with it. `by` is the virtual CPU that runs this.
     pub(crate) fn with_chipset<R>(
         &self,
         now: Instant,
+        by: Option<u32>,
         work: impl FnOnce(&mut Chipset, &mut Context<'_>) -> R,
     ) -> R {
         let mut chipset = self.chipset.lock();
         let mut console = &*self.terminal;
         let result = work(&mut chipset, &mut Context { now, console: &mut console, apics: &self.apics });
-        match chipset.take_event() {
+        let event = chipset.take_event();
+        if by != Some(0) {
+            let deadline = chipset.next_deadline().map_or(u64::MAX, Instant::as_nanos);
+            if deadline < self.board_deadline.load(Ordering::Relaxed) {
+                self.apics.kick(0);
+            }
+        }
+        drop(chipset);
+        match event {
             Some(PlatformEvent::PowerOff) => self.end(End::PowerOff),
             Some(PlatformEvent::Reset) => self.end(End::Reset),
             None => {}
         }
+        self.wake_kicked(by);
         result
     }
 
     /// Does what a write to a local APIC asks of others.
-    pub(crate) fn follow(&self, effect: ApicEffect, now: Instant) {
+    pub(crate) fn follow(&self, effect: ApicEffect, now: Instant, by: u32) {
         match effect {
             ApicEffect::None => {}
             ApicEffect::Send(message) => {
                 self.apics.deliver(message);
+                self.wake_kicked(Some(by));
             }
             ApicEffect::EndOfInterrupt { vector } => {
-                self.with_chipset(now, |chipset, context| chipset.end_of_interrupt(vector, context));
+                self.with_chipset(now, Some(by), |chipset, context| {
+                    chipset.end_of_interrupt(vector, context)
+                });
             }
         }
     }
 
     /// Asks the 8259 pair for the vector of the interrupt it signals.
-    pub(crate) fn acknowledge_external(&self) -> u8 {
+    pub(crate) fn acknowledge_external(&self, by: u32) -> u8 {
         let now = self.host.now();
-        self.with_chipset(now, |chipset, context| chipset.acknowledge_external(context))
+        self.with_chipset(now, Some(by), |chipset, context| chipset.acknowledge_external(context))
     }
 
     /// Gives the guest's serial port what waits at its terminal, as far as it takes it.
     pub fn take_input(&self, now: Instant) {
-        self.with_chipset(now, |chipset, context| {
+        self.with_chipset(now, None, |chipset, context| {
             while chipset.console_has_room() {
                 let Some(byte) = self.terminal.receive() else { break };
                 chipset.console_input(&[byte], context);
             }
         });
+    }
+
+    /// Presses the power button: an operating system shuts itself down.
+    pub fn press_power_button(&self) {
+        self.with_chipset(self.host.now(), None, |chipset, context| chipset.press_power_button(context));
     }
 
     /// Notes an access to something that is not there: in the log, once each and not without end.
@@ -429,6 +508,13 @@ impl ExitCounts {
     /// Every reason that happened, with how often.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         Self::NAMES.into_iter().zip(self.counts).filter(|(_, count)| *count > 0)
+    }
+
+    /// Adds another's counts.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+            *count = count.wrapping_add(more);
+        }
     }
 
     /// All together.

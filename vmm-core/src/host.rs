@@ -24,15 +24,14 @@ pub trait Host: Sync {
     fn tsc_khz(&self) -> u64;
     /// What the time-stamp counter of this core reads now.
     fn tsc(&self) -> u64;
-    /// The number of the core this runs on; 0 is the boot core.
-    fn core(&self) -> usize;
-    /// How many cores run; they are numbered from 0 on, without gaps.
-    fn cores(&self) -> usize;
-    /// Ends the guest that `core` runs, or its wait; where it is in neither, the next one. The interrupt counts
-    /// as served by [`serve_interrupts`](Self::serve_interrupts), so look for work after that, not before.
-    fn interrupt_core(&self, core: usize);
     /// Seconds since 1970, now.
     fn unix_time(&self) -> u64;
+    /// The number of the core this runs on; 0 is the one that booted.
+    fn core(&self) -> usize;
+    /// How many cores there are.
+    fn cores(&self) -> usize;
+    /// Has an interrupt end the guest or the wait of core `core`.
+    fn interrupt_core(&self, core: usize);
     /// Has an interrupt end this core's guest or wait at `deadline`; `None` takes that back.
     fn arm_timer(&self, deadline: Option<Instant>);
     /// Serves the physical interrupts that wait.
@@ -55,6 +54,8 @@ pub trait Terminal: Send + Sync {
     fn transmit(&self, byte: u8);
     /// The guest wrote a byte to its debug port.
     fn debug(&self, byte: u8);
+    /// Whether a byte waits for the guest.
+    fn has_input(&self) -> bool;
     /// The next byte for the guest, if one waits.
     fn receive(&self) -> Option<u8>;
 }

@@ -8,6 +8,10 @@ use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
 pub const WALL_CLOCK: u32 = 0x4b56_4d00;
 /// Where a vCPU wants its time record; bit 0 switches it on.
 pub const SYSTEM_TIME: u32 = 0x4b56_4d01;
+/// Where a vCPU wants to be told how long it waited for a core; bit 0 switches it on.
+pub const STEAL_TIME: u32 = 0x4b56_4d03;
+/// Bits 1 to 5 of [`STEAL_TIME`], which must be zero: the record is aligned to 64 bytes.
+const STEAL_TIME_RESERVED: u64 = 0b11_1110;
 const ENABLE: u64 = 1;
 /// All vCPUs' counters agree.
 const FLAG_TSC_STABLE: u8 = 1;
@@ -72,6 +76,48 @@ pub fn write_wall_clock(memory: &GuestMemory, at: u64, unix_nanos: u64) -> Resul
     memory.write_u32(field(0), 2)
 }
 
+/// How long a vCPU was ready while others had its core, and where the guest reads it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StealTime {
+    msr: u64,
+    nanos: u64,
+}
+
+impl StealTime {
+    /// What the guest wrote to [`STEAL_TIME`].
+    pub fn msr(&self) -> u64 {
+        self.msr
+    }
+
+    /// The guest names a place; `None` when it may not be there (#GP).
+    pub fn set_msr(&mut self, value: u64, memory: &GuestMemory) -> Option<()> {
+        if value & STEAL_TIME_RESERVED != 0 {
+            return None;
+        }
+        self.msr = value;
+        self.write(memory).ok()
+    }
+
+    /// Adds `nanos` of waiting. A record that no memory backs any more is the guest's own loss.
+    pub fn add(&mut self, nanos: u64, memory: &GuestMemory) {
+        self.nanos = self.nanos.saturating_add(nanos);
+        if nanos > 0 {
+            let _ = self.write(memory);
+        }
+    }
+
+    fn write(&self, memory: &GuestMemory) -> Result<(), OutOfRange> {
+        if self.msr & ENABLE == 0 {
+            return Ok(());
+        }
+        let at = |offset: u64| GuestPhys::new((self.msr & !ENABLE).wrapping_add(offset));
+        let version = memory.read_u32(at(8))?;
+        memory.write_u32(at(8), version | 1)?;
+        memory.write_u64(at(0), self.nanos)?;
+        memory.write_u32(at(8), (version | 1).wrapping_add(1))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +150,19 @@ mod tests {
         assert_eq!(memory.read_u32(GuestPhys::new(0x208)), Ok(5));
         assert!(write_system_time(&memory, 0xff1, 1).is_err());
         assert_eq!(write_system_time(&memory, 0xffff_fff0, 1), Ok(()), "switched off");
+    }
+
+    #[test]
+    fn stolen_time_adds_up() {
+        let block = Box::new(HeapBlock::zeroed(0x1000, 0x1000).unwrap());
+        let memory = GuestMemory::new(alloc::vec![Region::new(GuestPhys::new(0), block)]).unwrap();
+        let mut steal = StealTime::default();
+        steal.add(5, &memory);
+        assert_eq!(steal.set_msr(0x43, &memory), None, "not aligned");
+        steal.set_msr(0x41, &memory).unwrap();
+        steal.add(7, &memory);
+        assert_eq!(memory.read_u64(GuestPhys::new(0x40)), Ok(12));
+        assert_eq!(memory.read_u32(GuestPhys::new(0x48)), Ok(4), "even: not being written");
+        assert_eq!(steal.set_msr(0x1_0001, &memory), None, "no memory there");
     }
 }

@@ -38,5 +38,6 @@ pub mod kvm_clock;
 pub mod memory;
 pub mod monitor;
 mod mtrr;
+pub mod schedule;
 pub mod time;
 pub mod vcpu;

@@ -256,6 +256,11 @@ pub fn write(bytes: &[u8]) -> usize {
     taken
 }
 
+/// Whether received bytes wait.
+pub fn has_input() -> bool {
+    UART.get().is_some_and(|uart| !uart.lock().input.is_empty())
+}
+
 /// Takes received bytes into `buffer`; how many there were.
 pub fn read(buffer: &mut [u8]) -> usize {
     let Some(uart) = UART.get() else { return 0 };

@@ -281,6 +281,11 @@ impl LocalApic {
         core::mem::replace(&mut self.nmi, false)
     }
 
+    /// Whether an INIT waits.
+    pub const fn init_pending(&self) -> bool {
+        self.init
+    }
+
     /// Takes the pending INIT; the local APIC has already reset itself. The bootstrap processor then starts
     /// at the reset vector, any other waits for [`Self::take_startup`].
     pub const fn take_init(&mut self) -> bool {

@@ -50,6 +50,13 @@ impl LocalApics {
         })
     }
 
+    /// Has `vcpu` look at its local APIC and at its timers.
+    pub fn kick(&self, vcpu: usize) {
+        if let Some(slot) = self.slots.get(vcpu) {
+            slot.kicked.store(true, Ordering::Release);
+        }
+    }
+
     /// Whether `vcpu` has a kick to take.
     pub fn is_kicked(&self, vcpu: usize) -> bool {
         self.slots.get(vcpu).is_some_and(|slot| slot.kicked.load(Ordering::Acquire))

@@ -277,6 +277,15 @@ impl CpuState {
         }
     }
 
+    /// After a start-up message (SIPI): real mode at the start of 4 KiB page `page`.
+    pub fn startup(page: u8) -> Self {
+        let mut state = Self::reset();
+        let [_, code, ..] = &mut state.segments;
+        *code = Segment::real_mode(u16::from(page) << 8, true);
+        state.registers.rip = 0;
+        state
+    }
+
     /// Flat 32-bit protected mode, paging off, interrupts off, at `entry`; selectors CS = 8, others 16, as
     /// Linux, PVH and multiboot want them. No descriptor table is loaded.
     pub fn flat_protected_mode(entry: u32) -> Self {

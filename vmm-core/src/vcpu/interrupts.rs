@@ -1,13 +1,45 @@
 //! Interrupts on their way into a virtual CPU, and the timers that raise them.
 
 use super::Vcpu;
-use crate::cpu::{Event, rflags};
+use crate::cpu::{CpuState, Event, rflags};
+use crate::guest::End;
 use crate::time::Instant;
 
 impl Vcpu {
     /// Whether anything changed that could make an interrupt deliverable.
     pub(super) fn needs_attention(&mut self) -> bool {
         self.attention || self.window || self.guest.apics.take_kick(self.index as usize)
+    }
+
+    /// Whether another CPU of the guest sent this one back to its beginning.
+    pub(super) fn starts_over(&self) -> bool {
+        self.guest.apics.lock(self.index as usize).is_some_and(|apic| apic.init_pending())
+    }
+
+    /// Follows INIT and start-up messages (SDM 9.4.4): the first puts the CPU into its reset state, where it
+    /// waits, the second has it begin in real mode. The bootstrap CPU would begin at the reset vector, where
+    /// firmware is: its INIT is the guest's reset.
+    pub(super) fn follow_start_messages(&mut self) {
+        let Some(mut apic) = self.guest.apics.lock(self.index as usize) else { return };
+        let (init, startup) = (apic.take_init(), apic.take_startup());
+        drop(apic);
+        if init && self.index == 0 {
+            self.guest.end(End::Reset);
+            return;
+        }
+        if init {
+            self.cpu.load(&CpuState::reset());
+            self.halted = true;
+        }
+        if let Some(page) = startup {
+            self.cpu.load(&CpuState::startup(page));
+            self.halted = false;
+        }
+    }
+
+    /// Tells the guest of time that others had its core.
+    pub(super) fn tell_steal_time(&mut self, waited: u64) {
+        self.steal_time.add(waited, self.guest.memory());
     }
 
     /// Injects the most urgent thing the CPU can take now, and asks for a window where something must wait.
@@ -33,7 +65,7 @@ impl Vcpu {
         } else if apic.external_pending() && self.cpu.accepts_interrupt() {
             apic.acknowledge_external();
             drop(apic);
-            let vector = self.guest.acknowledge_external();
+            let vector = self.guest.acknowledge_external(self.index);
             self.cpu.inject(Event::Interrupt(vector));
             let Some(relocked) = self.guest.apics.lock(self.index as usize) else { return };
             apic = relocked;
@@ -77,7 +109,9 @@ impl Vcpu {
         if let Some(mut apic) = self.guest.apics.lock(self.index as usize) {
             apic.advance(now);
         }
-        self.guest.with_chipset(now, |chipset, context| chipset.advance(context));
+        if self.index == 0 {
+            self.guest.with_chipset(now, Some(self.index), |chipset, context| chipset.advance(context));
+        }
         self.attention = true;
         self.find_deadline();
     }
@@ -85,7 +119,8 @@ impl Vcpu {
     /// Finds out when something falls due next.
     pub(super) fn find_deadline(&mut self) {
         let apic = self.guest.apics.lock(self.index as usize).and_then(|apic| apic.next_deadline());
-        let board = self.guest.chipset.lock().next_deadline();
+        // The board's timers are the first CPU's to serve.
+        let board = if self.index == 0 { self.guest.board_deadline() } else { None };
         self.deadline = earlier(apic, board);
     }
 

@@ -9,6 +9,7 @@ use crate::cpu::{Core, Event, Exit, Gpr, MemoryAccess, PortAccess, VirtualCpu, W
 use crate::cpuid::{CpuidState, CpuidView};
 use crate::emulate::{self, Bus, EmulateError, Kind, Progress};
 use crate::guest::{End, ExitCounts, Guest, Unknown};
+use crate::kvm_clock::StealTime;
 use crate::memory::GuestPhys;
 use crate::mtrr::Mtrrs;
 use crate::time::{Instant, TscClock};
@@ -21,15 +22,19 @@ pub(crate) use interrupts::earlier;
 /// KVM's answer to a hypercall that is not there: -1000.
 const KVM_ENOSYS: u64 = 1000_u64.wrapping_neg();
 
-/// Why a virtual CPU left its core.
+/// Why a virtual CPU came back from its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
     /// It waits for an interrupt.
     Halted,
-    /// Its time slice is over, or it spins.
+    /// It spins.
     Yielded,
+    /// The core had an interrupt, which is served: it may go on.
+    Interrupted,
+    /// Another CPU of the guest had it start over: see [`Vcpu::prepare`].
+    StartsOver,
     /// The guest's life ended.
-    Ended(End),
+    Ended,
 }
 
 /// A virtual CPU of a guest.
@@ -49,6 +54,7 @@ pub struct Vcpu {
     deadline: Option<Instant>,
     misc_enable: u64,
     system_time: u64,
+    steal_time: StealTime,
     wall_clock: u64,
     exits: ExitCounts,
 }
@@ -63,12 +69,13 @@ impl Vcpu {
             cpu,
             mtrrs: Mtrrs::new(cpuid.physical_bits()),
             cpuid,
-            halted: false,
+            halted: index != 0,
             attention: true,
             window: false,
             deadline: None,
             misc_enable: 1,
             system_time: 0,
+            steal_time: StealTime::default(),
             wall_clock: 0,
             exits: ExitCounts::default(),
         }
@@ -99,23 +106,34 @@ impl Vcpu {
         self.cpu.detach();
     }
 
-    /// Whether it has something to do at `now`: brings its timers up to date first.
-    pub fn wants_to_run(&mut self, now: Instant) -> bool {
-        self.guest.take_input(now);
+    /// Its number in the guest.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Gets ready to be attached at `now`, after it had been kept from a core for `waited` nanoseconds: INIT and
+    /// start-up messages are followed, timers brought up to date. False when it has nothing to do.
+    pub fn prepare(&mut self, now: Instant, waited: u64) -> bool {
+        self.follow_start_messages();
+        self.find_deadline();
         self.serve_timers(now);
+        self.tell_steal_time(waited);
         if self.halted && self.has_interrupt() {
             self.halted = false;
         }
         !self.halted
     }
 
-    /// Runs the guest on the core it is attached to until it halts, ends, or `slice_end` passes.
+    /// Runs the guest on the core it is attached to. The host's timer ends that at `slice_end` at the latest.
     pub fn run(&mut self, slice_end: Option<Instant>) -> Left {
         let host = self.guest.host();
         self.find_deadline();
         self.arm(slice_end);
         loop {
             if self.needs_attention() {
+                if self.starts_over() {
+                    return Left::StartsOver;
+                }
                 self.deliver_interrupts();
             }
             let exit = self.cpu.run();
@@ -142,23 +160,11 @@ impl Vcpu {
                     self.skip(Kind::Wbinvd);
                 }
                 Exit::Hypercall => self.hypercall(),
-                Exit::Undefined => {
-                    let rip = self.cpu.registers().rip;
-                    self.guest.report(
-                        Unknown::Instruction(rip),
-                        format_args!("an instruction that CPUID does not offer, at {rip:#x}"),
-                    );
-                    self.cpu.inject(Event::INVALID_OPCODE);
-                }
+                Exit::Undefined => self.refuse_undefined(),
                 Exit::HostInterrupt => {
                     host.serve_interrupts();
-                    let now = host.now();
-                    self.guest.take_input(now);
-                    self.serve_timers(now);
-                    self.arm(slice_end);
-                    if slice_end.is_some_and(|end| end <= now) {
-                        return Left::Yielded;
-                    }
+                    self.serve_timers(host.now());
+                    return if self.guest.has_ended() { Left::Ended } else { Left::Interrupted };
                 }
                 // The host's own handler ran as soon as the world switch let it.
                 Exit::HostNmi => {}
@@ -167,18 +173,27 @@ impl Vcpu {
                 Exit::TripleFault => self.guest.end(End::TripleFault),
                 Exit::Failed(failure) => self.guest.end(End::Failed(failure)),
             }
-            if matches!(exit, Exit::Port(_) | Exit::Memory(_) | Exit::WriteMsr) {
-                if let Some(end) = self.guest.ended() {
-                    return Left::Ended(end);
+            match exit {
+                Exit::Port(_) | Exit::Memory(_) | Exit::WriteMsr => {
+                    if self.guest.has_ended() {
+                        return Left::Ended;
+                    }
+                    self.find_deadline();
+                    self.arm(slice_end);
                 }
-                self.find_deadline();
-                self.arm(slice_end);
-            } else if matches!(exit, Exit::TripleFault | Exit::Failed(_))
-                && let Some(end) = self.guest.ended()
-            {
-                return Left::Ended(end);
+                Exit::TripleFault | Exit::Failed(_) => return Left::Ended,
+                _ => {}
             }
         }
+    }
+
+    fn refuse_undefined(&mut self) {
+        let rip = self.cpu.registers().rip;
+        self.guest.report(
+            Unknown::Instruction(rip),
+            format_args!("an instruction that CPUID does not offer, at {rip:#x}"),
+        );
+        self.cpu.inject(Event::INVALID_OPCODE);
     }
 
     /// Where the instruction that caused the last exit ends: the hardware says it, or its bytes do.
@@ -312,8 +327,9 @@ impl Bus for DeviceBus<'_> {
         if let Some((mut apic, offset)) = self.local_apic(address) {
             return apic.mmio_read(offset, width, self.now);
         }
-        let value =
-            self.guest.with_chipset(self.now, |chipset, context| chipset.mmio_read(address, width, context));
+        let value = self.guest.with_chipset(self.now, Some(self.vcpu), |chipset, context| {
+            chipset.mmio_read(address, width, context)
+        });
         value.unwrap_or_else(|| {
             self.guest.report(
                 Unknown::Memory(address.get() >> 12),
@@ -327,12 +343,12 @@ impl Bus for DeviceBus<'_> {
         if let Some((mut apic, offset)) = self.local_apic(address) {
             let effect = apic.mmio_write(offset, width, value, self.now);
             drop(apic);
-            self.guest.follow(effect, self.now);
+            self.guest.follow(effect, self.now, self.vcpu);
             return;
         }
-        let done = self
-            .guest
-            .with_chipset(self.now, |chipset, context| chipset.mmio_write(address, width, value, context));
+        let done = self.guest.with_chipset(self.now, Some(self.vcpu), |chipset, context| {
+            chipset.mmio_write(address, width, value, context)
+        });
         if done.is_none() {
             self.guest.report(
                 Unknown::Memory(address.get() >> 12),
@@ -342,8 +358,9 @@ impl Bus for DeviceBus<'_> {
     }
 
     fn port_read(&mut self, port: u16, width: Width) -> u32 {
-        let value =
-            self.guest.with_chipset(self.now, |chipset, context| chipset.port_read(port, width, context));
+        let value = self.guest.with_chipset(self.now, Some(self.vcpu), |chipset, context| {
+            chipset.port_read(port, width, context)
+        });
         value.unwrap_or_else(|| {
             self.guest.report(Unknown::Port(port), format_args!("read port {port:#x}: nothing is there"));
             width.mask() as u32
@@ -351,9 +368,9 @@ impl Bus for DeviceBus<'_> {
     }
 
     fn port_write(&mut self, port: u16, width: Width, value: u32) {
-        let done = self
-            .guest
-            .with_chipset(self.now, |chipset, context| chipset.port_write(port, width, value, context));
+        let done = self.guest.with_chipset(self.now, Some(self.vcpu), |chipset, context| {
+            chipset.port_write(port, width, value, context)
+        });
         if done.is_none() {
             self.guest.report(Unknown::Port(port), format_args!("wrote port {port:#x}: nothing is there"));
         }

@@ -81,6 +81,7 @@ impl Vcpu {
             IA32_TSC => self.tsc.ticks_at(self.guest.host().now()),
             kvm_clock::SYSTEM_TIME => self.system_time,
             kvm_clock::WALL_CLOCK => self.wall_clock,
+            kvm_clock::STEAL_TIME => self.steal_time.msr(),
             IA32_BIOS_SIGNATURE => 0,
             IA32_MISC_ENABLE => self.misc_enable,
             IA32_DEBUGCTL | IA32_MCG_CAP | IA32_MCG_STATUS => 0,
@@ -103,7 +104,7 @@ impl Vcpu {
                 let class = apic.task_priority() >> 4;
                 drop(apic);
                 self.cpu.set_task_priority_class(class);
-                self.guest.follow(effect, now);
+                self.guest.follow(effect, now, self.index);
                 self.attention = true;
                 Ok(())
             }
@@ -115,6 +116,9 @@ impl Vcpu {
                 self.system_time = value;
                 kvm_clock::write_system_time(self.guest.memory(), value, self.guest.clock.khz())
                     .map_err(|_| GeneralProtection)
+            }
+            kvm_clock::STEAL_TIME => {
+                self.steal_time.set_msr(value, self.guest.memory()).ok_or(GeneralProtection)
             }
             kvm_clock::WALL_CLOCK => {
                 self.wall_clock = value;
