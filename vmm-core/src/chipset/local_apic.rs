@@ -84,6 +84,8 @@ const SVR_ENABLE: u32 = 1 << 8;
 /// Vector, software enable, focus checking.
 const SVR_BITS: u32 = 0x3ff;
 
+/// LVT: delivery status and remote IRR, which only the local APIC sets.
+const LVT_STATUS: u32 = 1 << 12 | 1 << 14;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_LEVEL: u32 = 1 << 15;
 
@@ -469,7 +471,8 @@ impl LocalApic {
             register::TIMER_INITIAL => u32::MAX,
             register::DIVIDE => 0b1011,
             register => match Lvt::from_register(register) {
-                Some(lvt) => lvt.writable(),
+                // The status bits are read-only, not reserved: Linux writes them back.
+                Some(lvt) => lvt.writable() | LVT_STATUS,
                 None => return Err(GeneralProtection),
             },
         };
@@ -838,6 +841,18 @@ mod tests {
 
     fn wrmsr(apic: &mut LocalApic, index: u32, value: u64, now: Instant) {
         assert_eq!(apic.write_msr(index, value, now), Ok(ApicEffect::None));
+    }
+
+    #[test]
+    fn status_bits_of_an_lvt_entry_may_be_written_and_are_ignored() {
+        const LINT0: u32 = MSR_X2APIC + 0x35;
+        let mut apic = LocalApic::new(0, clock());
+        wrmsr(&mut apic, MSR_APIC_BASE, X2APIC_ENABLE, Instant::ZERO);
+        wrmsr(&mut apic, MSR_X2APIC + 0xf, 0x1ff, Instant::ZERO);
+        // What Linux writes before it powers off.
+        wrmsr(&mut apic, LINT0, 0x5700, Instant::ZERO);
+        assert_eq!(apic.read_msr(LINT0, Instant::ZERO), Ok(0x700));
+        assert_eq!(apic.write_msr(LINT0, 0x2_0700, Instant::ZERO), Err(GeneralProtection));
     }
 
     fn enabled() -> LocalApic {

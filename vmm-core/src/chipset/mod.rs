@@ -212,6 +212,17 @@ impl Chipset {
         self.pci.memory_write(at, width, value, ctx)
     }
 
+    /// Whether an access to this port can change [`Self::next_deadline`]. The ports that a busy console uses
+    /// cannot.
+    pub const fn moves_deadline(port: u16, write: bool) -> bool {
+        const TRANSMIT: u16 = UART_PORT;
+        const LINE_STATUS: u16 = UART_PORT + 5;
+        !matches!(
+            (port, write),
+            (TRANSMIT, true) | (LINE_STATUS, false) | (POST_PORT | DELAY_PORT | DEBUG_PORT, _)
+        )
+    }
+
     /// When some device next wants [`Self::advance`]; `None` while nothing can happen by itself. A device
     /// whose interrupt nobody can receive waits for no moment: it catches up when it is next asked.
     pub fn next_deadline(&self) -> Option<Instant> {

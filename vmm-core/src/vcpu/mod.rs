@@ -3,8 +3,8 @@
 mod interrupts;
 mod msr;
 
-use crate::chipset::LocalApic;
 use crate::chipset::layout::LOCAL_APIC_BYTES;
+use crate::chipset::{Chipset, LocalApic};
 use crate::cpu::{Core, Event, Exit, Gpr, MemoryAccess, PortAccess, VirtualCpu, Width, xcr0};
 use crate::cpuid::{CpuidState, CpuidView};
 use crate::emulate::{self, Bus, EmulateError, Kind, Progress};
@@ -52,6 +52,10 @@ pub struct Vcpu {
     window: bool,
     /// When something this CPU must attend to falls due, by its APIC's timer or the board.
     deadline: Option<Instant>,
+    /// An access may have changed that.
+    deadline_moved: bool,
+    /// IA32_APIC_BASE's enable bit, which CPUID shows.
+    apic_enabled: bool,
     misc_enable: u64,
     system_time: u64,
     steal_time: StealTime,
@@ -73,6 +77,8 @@ impl Vcpu {
             attention: true,
             window: false,
             deadline: None,
+            deadline_moved: false,
+            apic_enabled: true,
             misc_enable: 1,
             system_time: 0,
             steal_time: StealTime::default(),
@@ -173,16 +179,13 @@ impl Vcpu {
                 Exit::TripleFault => self.guest.end(End::TripleFault),
                 Exit::Failed(failure) => self.guest.end(End::Failed(failure)),
             }
-            match exit {
-                Exit::Port(_) | Exit::Memory(_) | Exit::WriteMsr => {
-                    if self.guest.has_ended() {
-                        return Left::Ended;
-                    }
-                    self.find_deadline();
-                    self.arm(slice_end);
-                }
-                Exit::TripleFault | Exit::Failed(_) => return Left::Ended,
-                _ => {}
+            if self.deadline_moved {
+                self.deadline_moved = false;
+                self.find_deadline();
+                self.arm(slice_end);
+            }
+            if self.guest.has_ended() {
+                return Left::Ended;
             }
         }
     }
@@ -238,7 +241,7 @@ impl Vcpu {
         let state = CpuidState {
             cr4: self.cpu.control().cr4,
             xcr0: self.cpu.xcr0(),
-            apic_enabled: self.guest.apics.lock(self.index as usize).is_some_and(|apic| apic.is_enabled()),
+            apic_enabled: self.apic_enabled,
         };
         let answer = self.cpuid.read(leaf, subleaf, &state);
         let registers = self.cpu.registers_mut();
@@ -265,7 +268,7 @@ impl Vcpu {
             Ok(Progress::Partial) => {}
             Err(error) => self.refuse(error),
         }
-        self.attention = true;
+        self.deadline_moved = Chipset::moves_deadline(access.port, access.write);
     }
 
     fn memory(&mut self, _access: &MemoryAccess) {
@@ -279,6 +282,7 @@ impl Vcpu {
         }
         self.show_task_priority();
         self.attention = true;
+        self.deadline_moved = true;
     }
 
     /// XSETBV (SDM volume 2): XCR0 is the only register, and its bits come in groups.

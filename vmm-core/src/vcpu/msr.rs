@@ -102,10 +102,12 @@ impl Vcpu {
                 let mut apic = self.guest.apics.lock(self.index as usize).ok_or(GeneralProtection)?;
                 let effect = apic.write_msr(index, value, now).map_err(|_| GeneralProtection)?;
                 let class = apic.task_priority() >> 4;
+                self.apic_enabled = apic.is_enabled();
                 drop(apic);
                 self.cpu.set_task_priority_class(class);
                 self.guest.follow(effect, now, self.index);
                 self.attention = true;
+                self.deadline_moved = moves_deadline(index);
                 Ok(())
             }
             IA32_TSC => {
@@ -181,10 +183,20 @@ impl Vcpu {
         let (now, tsc) = (host.now(), host.tsc());
         self.cpu.set_tsc_offset(value.wrapping_sub(tsc));
         self.tsc = TscClock::reading(self.tsc.khz(), value, now);
+        self.deadline_moved = true;
         if let Some(mut apic) = self.guest.apics.lock(self.index as usize) {
             apic.set_tsc_clock(self.tsc);
         }
     }
+}
+
+/// Whether a write to this register of the local APIC can move its timer.
+const fn moves_deadline(index: u32) -> bool {
+    const LVT_TIMER: u32 = MSR_X2APIC + 0x32;
+    const INITIAL_COUNT: u32 = MSR_X2APIC + 0x38;
+    const DIVIDE: u32 = MSR_X2APIC + 0x3e;
+    const SPURIOUS: u32 = MSR_X2APIC + 0xf;
+    matches!(index, MSR_APIC_BASE | MSR_TSC_DEADLINE | LVT_TIMER | INITIAL_COUNT | DIVIDE | SPURIOUS)
 }
 
 /// Whether bits 48 to 63 repeat bit 47.
