@@ -67,7 +67,10 @@ fn boot(table: u64, entry_tsc: u64) -> ! {
 
     let cbfs = flash::cbfs(&table);
     match &cbfs {
-        Ok(cbfs) => info!("flash: CBFS with {} files", cbfs.files().filter(Result::is_ok).count()),
+        Ok(cbfs) => {
+            info!("flash: CBFS with {} files", cbfs.files().filter(Result::is_ok).count());
+            cbfs.files().filter_map(Result::err).for_each(|error| warn!("flash: {error}"));
+        }
         Err(error) => error!("flash: {error}"),
     }
 

@@ -17,8 +17,8 @@ pub fn shell_answers(lab: &Lab) -> Result<Outcome> {
         return Err(Error::failed(format!("the shell answered {said:?}")));
     }
     // Job control: an interrupt ends the command in the foreground, not the shell.
-    machine.send("sleep 1000\n")?;
-    machine.expect("sleep 1000", ANSWER)?;
+    machine.send("echo $((40 + 3)); sleep 1000\n")?;
+    machine.expect("^43$", ANSWER)?;
     machine.send("\x03")?;
     machine.expect(PROMPT, ANSWER)?;
     Ok(Outcome::Passed)

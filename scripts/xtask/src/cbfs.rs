@@ -22,6 +22,8 @@ pub struct Entry {
     pub offset: u64,
     /// coreboot's word for its type: `raw`, `simple elf`, `bootblock`, `null` for free space.
     pub kind: String,
+    /// The size of its header, in bytes: from `offset` to its content.
+    pub metadata: u64,
     /// Its size in the ROM, compressed where it is, in bytes.
     pub size: u64,
 }
@@ -156,11 +158,12 @@ impl Cbfs {
 fn entry(line: &str) -> Option<Entry> {
     let fields: Vec<&str> = line.split('\t').map(str::trim).collect();
     let number = |field: &str| u64::from_str_radix(field.strip_prefix("0x")?, 16).ok();
-    let [name, offset, kind, _metadata, size, ..] = fields.as_slice() else { return None };
+    let [name, offset, kind, metadata, size, ..] = fields.as_slice() else { return None };
     Some(Entry {
         name: (*name).to_owned(),
         offset: number(offset)?,
         kind: (*kind).to_owned(),
+        metadata: number(metadata)?,
         size: number(size)?,
     })
 }
@@ -180,6 +183,7 @@ mod tests {
             name: "fallback/payload".to_owned(),
             offset: 0x1000,
             kind: "simple elf".to_owned(),
+            metadata: 0x38,
             size: 0x2345,
         };
         assert_eq!(entry(line), Some(expected));

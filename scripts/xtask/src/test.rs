@@ -285,9 +285,13 @@ impl Suite<'_> {
         if self.options.long {
             cargo.arg("--long");
         }
+        // Cargo's own words matter only when the tests do not run to their end.
+        let words = self.project.build("tests")?.join("stderr");
+        let stderr = fs::File::create(&words).map_err(|e| Error::file("make", &words, &e))?;
         let mut child = cargo
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .map_err(|e| command::cannot_start(&cargo, &e))?;
         let mut tally = None;
@@ -301,7 +305,9 @@ impl Suite<'_> {
         tally.map_or_else(
             || {
                 let mut broken = Tally::default();
-                let error = Error::failed(format!("the emulator tests did not run to their end ({status})"));
+                let said = fs::read_to_string(&words).unwrap_or_default();
+                let error =
+                    Error::failed(format!("the emulator tests did not run to their end ({status}):\n{said}"));
                 broken.record("emulator", start.elapsed(), &Err(error));
                 Ok(broken)
             },
