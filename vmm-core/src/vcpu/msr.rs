@@ -22,6 +22,8 @@ const HWCR: u32 = 0xc001_0015;
 const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
 /// AMD's system configuration, where Linux looks for memory encryption.
 const SYSCFG: u32 = 0xc001_0010;
+/// AMD's northbridge configuration, where Linux opens extended configuration space by ports; there is none.
+const NB_CFG: u32 = 0xc001_001f;
 /// AMD's decode configuration; bit 1 makes LFENCE serialising, which it always is for a guest.
 const DE_CFG: u32 = 0xc001_1029;
 const DE_CFG_LFENCE_SERIALIZE: u64 = 1 << 1;
@@ -87,7 +89,7 @@ impl Vcpu {
             IA32_DEBUGCTL | IA32_MCG_CAP | IA32_MCG_STATUS => 0,
             HWCR if self.cpuid.is_amd() => HWCR_TSC_FREQ_SEL,
             DE_CFG if self.cpuid.is_amd() => DE_CFG_LFENCE_SERIALIZE,
-            SYSCFG | INTERRUPT_PENDING | MMIO_CONFIGURATION if self.cpuid.is_amd() => 0,
+            SYSCFG | NB_CFG | INTERRUPT_PENDING | MMIO_CONFIGURATION if self.cpuid.is_amd() => 0,
             _ => match SystemMsr::from_index(index) {
                 Some(msr) if self.offers(msr) => self.cpu.system_msr(msr),
                 _ => self.mtrrs.read(index).ok_or(GeneralProtection)?,
@@ -135,7 +137,7 @@ impl Vcpu {
                 Ok(())
             }
             IA32_DEBUGCTL | IA32_MCG_STATUS if value == 0 => Ok(()),
-            HWCR | DE_CFG if self.cpuid.is_amd() => Ok(()),
+            HWCR | NB_CFG | DE_CFG if self.cpuid.is_amd() => Ok(()),
             _ => match SystemMsr::from_index(index) {
                 Some(msr) if self.offers(msr) => self.set_system_msr(msr, value),
                 _ => self.mtrrs.write(index, value).ok_or(GeneralProtection),
