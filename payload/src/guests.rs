@@ -1,6 +1,6 @@
 //! From the manifest in CBFS to guests that the monitor can build.
 
-use crate::host::memory::FrameAllocator;
+use crate::host::memory::{Claims, FrameAllocator, Range};
 use crate::{error, warn};
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
@@ -44,6 +44,8 @@ impl fmt::Display for NoManifest {
 #[derive(Debug)]
 enum FileError {
     Cbfs(CbfsError),
+    /// This memory is no free RAM.
+    Taken(Range),
     /// Unpacked it has this many bytes, for which there is no memory.
     NoMemory(u64),
 }
@@ -52,6 +54,9 @@ impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cbfs(error) => error.fmt(f),
+            Self::Taken(range) => {
+                write!(f, "{range} is not all RAM, or partly firmware's or Peerboot's own")
+            }
             Self::NoMemory(size) => write!(f, "unpacked it has {size} bytes, more than there is free memory"),
         }
     }
@@ -70,8 +75,9 @@ pub fn wanted(cbfs: &Cbfs<'static>, frames: &'static FrameAllocator) -> Result<V
     let blob = file.contents(MANIFEST_LIMIT).map_err(NoManifest::File)?;
     let manifest = Manifest::parse(&blob).map_err(NoManifest::Manifest)?;
     manifest.warnings.iter().for_each(|warning| warn!("manifest: {warning}"));
+    let files = Files::new(cbfs, frames, &manifest);
     let guests = manifest.guests.into_iter().filter_map(|guest| match guest {
-        Ok(guest) if guest.autostart => resolve(&guest, cbfs, frames),
+        Ok(guest) if guest.autostart => resolve(&guest, &files),
         Ok(_) => None,
         Err(error) => {
             error!("manifest: {error}");
@@ -81,18 +87,68 @@ pub fn wanted(cbfs: &Cbfs<'static>, frames: &'static FrameAllocator) -> Result<V
     Ok(guests.collect())
 }
 
-/// Finds a guest's files; says which one is wrong and how.
-fn resolve(
-    guest: &manifest::GuestConfig,
-    cbfs: &Cbfs<'static>,
+/// Where guests' files come from.
+struct Files<'a> {
+    cbfs: &'a Cbfs<'static>,
     frames: &'static FrameAllocator,
-) -> Option<Wanted> {
+    /// What the manifest says lies in memory, and its bytes where that can be.
+    placed: Vec<(Range, Option<&'static [u8]>)>,
+}
+
+impl<'a> Files<'a> {
+    /// Keeps the memory that files lie in before anybody is given memory for anything else.
+    fn new(cbfs: &'a Cbfs<'static>, frames: &'static FrameAllocator, manifest: &Manifest) -> Self {
+        let mut claims = Claims::new(frames);
+        let ranges =
+            manifest.guests.iter().flatten().flat_map(|guest| guest.boot.files()).filter_map(|source| {
+                match source {
+                    Source::Memory { address, size } => Some(Range::with_len(*address, *size)),
+                    Source::Cbfs(_) => None,
+                }
+            });
+        let placed = ranges.map(|range| (range, claims.bytes(range))).collect();
+        Self { cbfs, frames, placed }
+    }
+
+    /// A file's bytes: where they lie already if they are not compressed, else unpacked into memory of their own,
+    /// which they keep.
+    fn load(&self, source: &Source) -> Result<Image, FileError> {
+        match source {
+            Source::Cbfs(name) => self.unpack(name),
+            Source::Memory { address, size } => {
+                let range = Range::with_len(*address, *size);
+                let bytes =
+                    self.placed.iter().find(|(placed, _)| *placed == range).and_then(|(_, bytes)| *bytes);
+                bytes.map(Image::Flash).ok_or(FileError::Taken(range))
+            }
+        }
+    }
+
+    fn unpack(&self, name: &str) -> Result<Image, FileError> {
+        let file = self.cbfs.find(name)?;
+        let (compression, size) = file.compression()?;
+        if compression == Compression::None
+            && let Cow::Borrowed(bytes) = file.contents(usize::MAX)?
+        {
+            return Ok(Image::Flash(bytes));
+        }
+        let memory =
+            (size <= self.frames.longest()).then(|| self.frames.allocate(size, 1, u64::MAX)).flatten();
+        let buffer = memory.ok_or(FileError::NoMemory(size))?.into_bytes();
+        file.verify()?;
+        file.decompress_into(buffer)?;
+        Ok(Image::Flash(&buffer[..size as usize]))
+    }
+}
+
+/// Finds a guest's files; says which one is wrong and how.
+fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
     let (protocol, kernel) = match &guest.boot {
         Boot::Linux(kernel) => (BootProtocol::Linux, kernel),
         Boot::Pvh(kernel) => (BootProtocol::Pvh, kernel),
     };
     let image = |source: &Source| {
-        load(source, cbfs, frames).map_err(|error| error!("{}: {source}: {error}", guest.name)).ok()
+        files.load(source).map_err(|error| error!("{}: {source}: {error}", guest.name)).ok()
     };
     let (kernel_image, ramdisk) = (image(&kernel.image), kernel.ramdisk.as_ref().map(image));
     for (what, count) in [("disk", guest.disks.len()), ("network", guest.networks.len())] {
@@ -122,24 +178,6 @@ fn resolve(
         on_poweroff: action(guest.on_poweroff),
     };
     Some(Wanted { config, shown: guest.console == Console::Uart })
-}
-
-/// A file's bytes: in the flash as they lie where they are not compressed, else unpacked into memory of their
-/// own, which they keep.
-fn load(source: &Source, cbfs: &Cbfs<'static>, frames: &'static FrameAllocator) -> Result<Image, FileError> {
-    let Source::Cbfs(name) = source;
-    let file = cbfs.find(name)?;
-    let (compression, size) = file.compression()?;
-    if compression == Compression::None
-        && let Cow::Borrowed(bytes) = file.contents(usize::MAX)?
-    {
-        return Ok(Image::Flash(bytes));
-    }
-    let memory = (size <= frames.longest()).then(|| frames.allocate(size, 1, u64::MAX)).flatten();
-    let buffer = memory.ok_or(FileError::NoMemory(size))?.into_bytes();
-    file.verify()?;
-    file.decompress_into(buffer)?;
-    Ok(Image::Flash(&buffer[..size as usize]))
 }
 
 fn action(action: manifest::Action) -> Action {

@@ -26,7 +26,7 @@ use spin::Mutex;
 /// A file a guest boots from.
 #[derive(Clone)]
 pub enum Image {
-    /// In memory-mapped flash.
+    /// Where it lay already: in memory-mapped flash, or in RAM.
     Flash(&'static [u8]),
     /// Unpacked, in memory.
     Memory(Arc<[u8]>),

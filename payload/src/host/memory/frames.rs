@@ -32,6 +32,16 @@ impl FrameAllocator {
         Some(Frames { allocator: self, range })
     }
 
+    /// Takes exactly these pages out, for good; whether they were all free. If not, none is taken.
+    pub fn claim(&self, pages: &RangeSet) -> bool {
+        let mut free = self.free.lock();
+        let all = pages.iter().all(|range| free.covers(range));
+        if all {
+            pages.iter().for_each(|range| free.remove(range));
+        }
+        all
+    }
+
     /// How many bytes are free.
     pub fn free(&self) -> u64 {
         self.free.lock().len()

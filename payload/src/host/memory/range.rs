@@ -97,7 +97,6 @@ impl RangeSet {
     }
 
     /// Whether all of `range` is in the set.
-    #[cfg(test)]
     pub fn covers(&self, range: Range) -> bool {
         range.is_empty() || self.iter().any(|ours| ours.covers(range))
     }

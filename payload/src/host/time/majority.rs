@@ -29,6 +29,11 @@ impl Source {
             Self::BaseFrequency => 10_000,
         }
     }
+
+    /// Whether this is the CPU's own word, not a measurement: the CPU has one voice, however many leaves say it.
+    const fn is_declared(self) -> bool {
+        matches!(self, Self::Crystal | Self::BaseFrequency)
+    }
 }
 
 impl fmt::Display for Source {
@@ -64,7 +69,13 @@ impl Estimate {
 
 /// The most exact estimate among those that most others agree with.
 pub fn choose(estimates: &[Estimate]) -> Option<Estimate> {
-    let votes = |one: &Estimate| estimates.iter().filter(|other| one.agrees_with(other)).count();
+    let votes = |one: &Estimate| {
+        let agreeing = |declared| {
+            let said = estimates.iter().filter(move |other| other.source.is_declared() == declared);
+            said.filter(|other| one.agrees_with(other)).count()
+        };
+        agreeing(false) + agreeing(true).min(1)
+    };
     estimates.iter().copied().max_by_key(|one| (votes(one), core::cmp::Reverse(one.source)))
 }
 
@@ -86,6 +97,18 @@ mod tests {
         ];
         assert_eq!(choose(&estimates), Some(estimates[3]));
         assert!(!estimates[0].agrees_with(&estimates[3]));
+    }
+
+    #[test]
+    fn the_cpu_has_one_voice() {
+        // An emulated CPU repeats what the real one would say of itself.
+        let estimates = [
+            estimate(Source::Crystal, 2_419_200),
+            estimate(Source::PmTimer, 100_006),
+            estimate(Source::Pit, 99_995),
+            estimate(Source::BaseFrequency, 2_419_000),
+        ];
+        assert_eq!(choose(&estimates), Some(estimates[1]));
     }
 
     #[test]
