@@ -2,15 +2,12 @@
 //!
 //! Full hardware ACPI, not hardware-reduced, and enabled from the start: `SMI_CMD` is zero, so a guest has
 //! nothing to switch.
+//!
+//! The AML in the DSDT is drawn up at build time (build.rs), with gaps for what differs between guests.
 
 use super::memory_map::{ACPI_TABLES, MemoryMap};
 use crate::chipset::layout;
 use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
-use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If,
-    Local, Memory32Fixed, Method, Name, NotEqual, ONE, Or, Package, Path, ResourceTemplate, Return, Scope,
-    Store, Uuid, ZERO,
-};
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace as RegisterSpace, GAS};
@@ -19,11 +16,14 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
-use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
-use core::ops::Range;
+
+/// The DSDT's code, and its gaps' surroundings.
+mod aml {
+    include!(concat!(env!("OUT_DIR"), "/aml.rs"));
+}
 
 const OEM_ID: [u8; 6] = *b"PEERBT";
 const OEM_TABLE_ID: [u8; 8] = *b"PEERBOOT";
@@ -252,208 +252,34 @@ fn waet() -> Sdt {
 
 /// The differentiated system description table: devices that cannot be discovered otherwise.
 fn dsdt(map: &MemoryMap, apic_ids: &[u32]) -> Sdt {
-    let mut code = Vec::new();
-    soft_off(&mut code);
-    let devices =
-        [pci_root(map), motherboard(), interrupt_controller(), timer(), real_time_clock(), serial_port()];
-    let cpus: Vec<Processor> = (0_u32..).zip(apic_ids).map(|(uid, _)| Processor { uid }).collect();
-    let mut children: Vec<&dyn Aml> = devices.iter().map(|device| device as &dyn Aml).collect();
-    children.extend(cpus.iter().map(|cpu| cpu as &dyn Aml));
-    Scope::new(Path::new("\\_SB_"), children).to_aml_bytes(&mut code);
+    let mut code = [aml::BOARD, &pci_windows(map)].concat();
+    (0_u32..).zip(apic_ids).for_each(|(uid, _)| code.extend(processor(uid)));
     let mut dsdt = table(b"DSDT", 2);
     dsdt.append_slice(&code);
     dsdt
 }
 
-/// `\_S5`, the one sleep state: soft off.
-fn soft_off(code: &mut Vec<u8>) {
-    let sleep_type = layout::S5_SLEEP_TYPE;
-    let package = Package::new(vec![&sleep_type, &sleep_type, &ZERO, &ZERO]);
-    Name::new(Path::new("\\_S5_"), &package).to_aml_bytes(code);
-}
-
-/// The code of one AML object, made where its parts live.
-struct Code(Vec<u8>);
-
-impl Code {
-    fn of(object: &dyn Aml) -> Self {
-        let mut code = Vec::new();
-        object.to_aml_bytes(&mut code);
-        Self(code)
-    }
-}
-
-impl Aml for Code {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(&self.0);
-    }
-}
-
-/// A device that plug-and-play knows by `id`, with its resources.
-fn pnp_device(name: &str, id: &str, resources: Vec<&dyn Aml>) -> Code {
-    Code::of(&Device::new(
-        Path::new(name),
-        vec![
-            &Name::new(Path::new("_HID"), &EISAName::new(id)),
-            &Name::new(Path::new("_UID"), &ZERO),
-            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources)),
-        ],
-    ))
-}
-
-/// Fixed ports from `port` on.
-fn ports(port: u16, count: u8) -> IO {
-    IO::new(port, port, 1, count)
-}
-
-/// An edge-triggered ISA interrupt of one device (ACPI 6.4.2.1).
-struct Irq(u8);
-
-impl Aml for Irq {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        const IRQ_NO_FLAGS: u8 = 0x22;
-        sink.byte(IRQ_NO_FLAGS);
-        sink.word(1_u16.wrapping_shl(self.0.into()));
-    }
-}
-
-/// Addresses that are taken and belong to no device of their own. Linux uses ECAM only where it finds it
-/// reserved.
-fn motherboard() -> Code {
-    let ecam = Memory32Fixed::new(true, layout::ECAM_BASE.get() as u32, layout::ECAM_BYTES as u32);
-    let power = ports(layout::PM_BASE, layout::PM_PORTS as u8);
-    pnp_device("MBRD", "PNP0C02", vec![&ecam, &power, &ports(layout::ELCR_PORT, 2)])
-}
-
-fn interrupt_controller() -> Code {
-    let (master, slave) = (ports(layout::PIC_MASTER_PORT, 2), ports(layout::PIC_SLAVE_PORT, 2));
-    pnp_device("PIC_", "PNP0000", vec![&master, &slave, &Irq(2)])
-}
-
-fn timer() -> Code {
-    pnp_device("TMR_", "PNP0100", vec![&ports(layout::PIT_PORT, 4), &Irq(layout::PIT_IRQ)])
-}
-
-fn real_time_clock() -> Code {
-    pnp_device("RTC_", "PNP0B00", vec![&ports(layout::CMOS_PORT, 4), &Irq(layout::RTC_IRQ)])
-}
-
-fn serial_port() -> Code {
-    pnp_device("COM1", "PNP0501", vec![&ports(layout::UART_PORT, 8), &Irq(layout::UART_IRQ)])
+/// What the PCI host bridge passes on; the window above 4 GiB lies where the guest's memory leaves room.
+fn pci_windows(map: &MemoryMap) -> Vec<u8> {
+    let Some(window) = map.pci_memory_64() else { return aml::PCI_WINDOWS.to_vec() };
+    let (last, len) = (window.end.saturating_sub(1), window.end.saturating_sub(window.start));
+    let [head, tail] = aml::PCI_WINDOWS_WITH_64_BIT;
+    const NO_TRANSLATION: u64 = 0;
+    let range = [window.start, last, NO_TRANSLATION, len].map(u64::to_le_bytes);
+    [head, range.as_flattened(), tail].concat()
 }
 
 /// A processor device; `uid` names it in the MADT.
-struct Processor {
-    uid: u32,
+fn processor(uid: u32) -> Vec<u8> {
+    let [head, middle, tail] = aml::PROCESSOR;
+    let name = [8_u32, 4, 0].map(|shift| hex_digit(uid.wrapping_shr(shift)));
+    [head, &name, middle, &uid.to_le_bytes(), tail].concat()
 }
 
-impl Aml for Processor {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let name = format!("C{:03X}", self.uid & 0xfff);
-        let id = Name::new(Path::new("_HID"), &"ACPI0007");
-        let uid = Name::new(Path::new("_UID"), &self.uid);
-        Device::new(Path::new(&name), vec![&id, &uid]).to_aml_bytes(sink);
-    }
-}
-
-/// The PCI Express host bridge with its windows, interrupts and `_OSC`.
-fn pci_root(map: &MemoryMap) -> Code {
-    Code::of(&Device::new(
-        Path::new("PCI0"),
-        vec![
-            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A08")),
-            &Name::new(Path::new("_CID"), &EISAName::new("PNP0A03")),
-            &Name::new(Path::new("_UID"), &ZERO),
-            &Name::new(Path::new("_SEG"), &ZERO),
-            &Name::new(Path::new("_BBN"), &ZERO),
-            // No DMA of a device needs to be kept coherent by hand.
-            &Name::new(Path::new("_CCA"), &ONE),
-            &Name::new(Path::new("_CRS"), &pci_windows(map)),
-            &Name::new(Path::new("_PRT"), &interrupt_routing()),
-            &operating_system_capabilities(),
-        ],
-    ))
-}
-
-/// Buses, ports and memory that the host bridge passes on.
-fn pci_windows(map: &MemoryMap) -> Code {
-    let buses = AddressSpace::<u16>::new_bus_number(0, layout::ECAM_LAST_BUS.into());
-    let configuration = ports(layout::PCI_ADDRESS_PORT, 8);
-    let low_ports = AddressSpace::<u16>::new_io(0, layout::PCI_ADDRESS_PORT.saturating_sub(1), None);
-    let high_ports = AddressSpace::<u16>::new_io(layout::PCI_DATA_PORT.saturating_add(4), 0xffff, None);
-    let base = layout::PCI_WINDOW_BASE.get();
-    let window = base..base.saturating_add(layout::PCI_WINDOW_BYTES);
-    let memory = memory_window::<u32>(&window);
-    let high_memory = map.pci_memory_64().and_then(|window| memory_window::<u64>(&window));
-    let mut windows: Vec<&dyn Aml> = vec![&buses, &configuration, &low_ports, &high_ports];
-    windows.extend(memory.as_ref().map(|window| window as &dyn Aml));
-    windows.extend(high_memory.as_ref().map(|window| window as &dyn Aml));
-    Code::of(&ResourceTemplate::new(windows))
-}
-
-/// A window for devices' memory, when its addresses fit `T`.
-fn memory_window<T: Default + TryFrom<u64>>(range: &Range<u64>) -> Option<AddressSpace<T>> {
-    let first = T::try_from(range.start).ok()?;
-    let last = T::try_from(range.end.checked_sub(1)?).ok()?;
-    Some(AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None))
-}
-
-/// Which IOAPIC pin every device's INTA to INTD reaches (ACPI 6.2.13).
-fn interrupt_routing() -> Code {
-    let routes: Vec<Code> = (0_u8..32)
-        .flat_map(|device| (0_u8..4).map(move |pin| (device, pin)))
-        .map(|(device, pin)| {
-            let any_function = u32::from(device) << 16 | 0xffff;
-            let interrupt = layout::intx_pin(device, pin);
-            Code::of(&Package::new(vec![&any_function, &pin, &ZERO, &interrupt]))
-        })
-        .collect();
-    Code::of(&Package::new(routes.iter().map(|route| route as &dyn Aml).collect()))
-}
-
-/// `_OSC` of a PCI Express host bridge (PCI Firmware Specification 4.5.1).
-const PCI_HOST_BRIDGE_UUID: &str = "33db4d5b-1ff7-401c-9657-7441c03dd766";
-/// What the guest may control: native hot plug, PME, AER and the capability structure. Not SHPC hot plug.
-const GRANTED: u32 = 0b1_1101;
-/// `_OSC` status bits.
-const UNKNOWN_UUID: u8 = 1 << 2;
-const UNKNOWN_REVISION: u8 = 1 << 3;
-const CAPABILITIES_MASKED: u8 = 1 << 4;
-
-/// `_OSC`: the guest says what it wants to control, and is told what it may.
-fn operating_system_capabilities() -> Code {
-    let (uuid, revision, buffer) = (Arg(0), Arg(1), Arg(3));
-    let (status, wanted) = (Path::new("CDW1"), Path::new("CDW3"));
-    let granted = Local(0);
-    let masked = Code::of(&If::new(
-        &NotEqual::new(&wanted, &granted),
-        vec![&Or::new(&status, &status, &CAPABILITIES_MASKED)],
-    ));
-    let wrong_revision = Code::of(&If::new(
-        &NotEqual::new(&revision, &ONE),
-        vec![&Or::new(&status, &status, &UNKNOWN_REVISION)],
-    ));
-    let ours = Code::of(&If::new(
-        &Equal::new(&uuid, &Uuid::new(PCI_HOST_BRIDGE_UUID)),
-        vec![
-            &CreateDWordField::new(&wanted, &buffer, &8_u8),
-            &And::new(&granted, &wanted, &GRANTED),
-            &wrong_revision,
-            &masked,
-            &Store::new(&wanted, &granted),
-        ],
-    ));
-    Code::of(&Method::new(
-        Path::new("_OSC"),
-        4,
-        true,
-        vec![
-            &CreateDWordField::new(&status, &buffer, &ZERO),
-            &ours,
-            &Else::new(vec![&Or::new(&status, &status, &UNKNOWN_UUID)]),
-            &Return::new(&buffer),
-        ],
-    ))
+/// The lowest four bits as names in AML have them.
+fn hex_digit(number: u32) -> u8 {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    DIGITS.get(number as usize & 0xf).copied().unwrap_or(b'0')
 }
 
 #[cfg(test)]
