@@ -15,7 +15,7 @@ pub const ANSWER: Duration = Duration::from_secs(30);
 pub const USERSPACE: &str = "Peerboot example guest: userspace reached";
 
 /// The shell's prompt, an unfinished line.
-pub const PROMPT: &str = "~ # $";
+pub const PROMPT: &str = r"/\w* # $";
 
 /// Waits for the example guest's shell.
 pub fn wait_for_shell(machine: &mut Machine) -> Result<()> {

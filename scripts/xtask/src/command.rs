@@ -26,6 +26,14 @@ pub fn command(program: &str) -> Command {
     Command::new(find(program).unwrap_or_else(|| PathBuf::from(program)))
 }
 
+/// The same, for a program that must not outlive this process, even when that is killed outright.
+#[must_use]
+pub fn mortal(program: &str) -> Command {
+    let mut starter = command("setpriv");
+    starter.args(["--pdeathsig", "KILL"]).arg(command(program).get_program());
+    starter
+}
+
 /// Runs a command to its end and returns its standard output.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The work behind `scripts/`: set-up, payload build, ROM composition, emulated machines, tests and figures.
 
 pub mod bench;
+pub mod bochs;
 pub mod cbfs;
 pub mod command;
 pub mod cpio;
@@ -11,6 +12,8 @@ pub mod packages;
 pub mod payload;
 pub mod progress;
 pub mod project;
+pub mod qemu;
+pub mod ram_files;
 pub mod rom;
 pub mod run;
 pub mod serial;

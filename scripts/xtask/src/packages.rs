@@ -34,6 +34,13 @@ pub const ROM_TOOLS: &[Tool] = &[
 /// The emulator.
 pub const QEMU: Tool = tool("qemu-system-x86_64", "qemu-system-x86");
 
+/// The emulator with VT-x.
+pub const BOCHS: &str = "bochs";
+/// What it comes in, without what it needs to draw on a desktop.
+const BOCHS_PACKAGES: &[&str] = &["bochs", "bochs-term", "bochsbios", "vgabios"];
+/// The part of it that runs without a desktop, a package of its own.
+const BOCHS_TERM: &str = "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so";
+
 /// What the tests need beside ROM and emulator: libFuzzer is C++, flashing is rehearsed, archives are read back.
 pub const TEST_TOOLS: &[Tool] =
     &[tool("g++", "g++"), tool("flashrom", "flashrom"), tool("cpio", "cpio"), tool("iasl", "acpica-tools")];
@@ -48,6 +55,15 @@ pub fn require(tools: &[Tool]) -> Result<()> {
     missing.sort_unstable();
     missing.dedup();
     install(&missing)
+}
+
+/// Installs Bochs where it, or its part for terminals, is missing.
+///
+/// # Errors
+/// Not root, or apt cannot install it.
+pub fn require_bochs() -> Result<()> {
+    let there = command::find(BOCHS).is_some() && Path::new(BOCHS_TERM).exists();
+    if there { Ok(()) } else { install(BOCHS_PACKAGES) }
 }
 
 /// Installs packages by name.

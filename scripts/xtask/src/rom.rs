@@ -7,14 +7,17 @@ use std::time::UNIX_EPOCH;
 
 use clap::Args;
 
+use crate::bochs;
 use crate::cbfs::Cbfs;
 use crate::command;
 use crate::error::{Error, Result};
 use crate::guests;
+use crate::machine::Emulator;
 use crate::packages;
 use crate::payload;
 use crate::progress::say;
 use crate::project::Project;
+use crate::ram_files::RamFiles;
 use crate::stage;
 
 /// The manifest's name in CBFS.
@@ -59,7 +62,10 @@ impl Recipe {
     pub fn refresh(&self, project: &Project, rom: &Path) -> Result<()> {
         let ingredients = Ingredients::gather(project, self, rom)?;
         let (stamp, stamp_file) = (ingredients.stamp()?, rom.with_added_extension("stamp"));
-        if rom.is_file() && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp) {
+        if rom.is_file()
+            && ingredients.ram.is_beside(rom)
+            && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp)
+        {
             return Ok(());
         }
         project.say(&format!("composing {}", rom.display()));
@@ -72,9 +78,9 @@ impl Recipe {
 /// The options that say what goes into a ROM.
 #[derive(Debug, Args)]
 pub struct Content {
-    /// The board, a directory in coreboot-config/boards
-    #[arg(long, default_value = "qemu-q35")]
-    pub board: String,
+    /// The board, a directory in coreboot-config/boards; by default qemu-q35, or bochs where Bochs is to boot it
+    #[arg(long)]
+    pub board: Option<String>,
     /// A coreboot image built for the board, to start from; without one, the stage for emulators starts the machine
     #[arg(long, value_name = "ROM")]
     pub base: Option<PathBuf>,
@@ -104,7 +110,7 @@ pub struct Options {
 /// # Errors
 /// Set-up fails, a file is missing or does not fit, or the source does not build.
 pub fn rom(project: &Project, options: &Options) -> Result<()> {
-    options.content.recipe()?.compose(project, &options.output)?;
+    options.content.recipe(Emulator::Qemu.board())?.compose(project, &options.output)?;
     say(&format!("{} is ready", options.output.display()));
     Ok(())
 }
@@ -119,17 +125,17 @@ fn named_file(text: &str) -> std::result::Result<(String, PathBuf), String> {
 }
 
 impl Content {
-    /// What to compose.
+    /// What to compose, for board `default` where no option names another.
     ///
     /// # Errors
     /// A file that an option names is not there.
-    pub fn recipe(&self) -> Result<Recipe> {
+    pub fn recipe(&self, default: &str) -> Result<Recipe> {
         let named = self.base.iter().chain(&self.manifest).chain(self.add.iter().map(|(_, file)| file));
         for file in named {
             fs::File::open(file).map_err(|e| Error::file("read", file, &e))?;
         }
         Ok(Recipe {
-            board: self.board.clone(),
+            board: self.board.clone().unwrap_or_else(|| default.to_owned()),
             base: self.base.clone(),
             manifest: self.manifest.clone(),
             files: self.add.clone(),
@@ -151,7 +157,10 @@ struct Ingredients {
     base: Base,
     payload: PathBuf,
     manifest: PathBuf,
+    /// What goes into CBFS.
     files: Vec<(String, PathBuf)>,
+    /// What is too large for it.
+    ram: RamFiles,
 }
 
 impl Ingredients {
@@ -171,10 +180,14 @@ impl Ingredients {
                 files.push(((*name).to_owned(), example(project)?));
             }
         }
+        let ram = match recipe.base {
+            None if recipe.board == bochs::BOARD => RamFiles::take(&mut files)?,
+            _ => RamFiles::default(),
+        };
         let payload = payload::build(project, recipe.load_address.as_deref())?;
         let blob = project.build("manifest")?.join(rom.file_name().unwrap_or_default()).with_extension("dtb");
-        let manifest = compile_manifest(&source, &blob)?;
-        Ok(Self { base, payload, manifest, files })
+        let manifest = compile_manifest(&source, &ram, &blob)?;
+        Ok(Self { base, payload, manifest, files, ram })
     }
 
     /// Changes whenever one of the ingredients does.
@@ -203,6 +216,9 @@ impl Ingredients {
         for (name, path) in &self.files {
             add(name, path)?;
         }
+        for (name, path) in self.ram.files() {
+            add(name, path)?;
+        }
         Ok(lines.join("\n"))
     }
 
@@ -225,6 +241,7 @@ impl Ingredients {
         for (name, path) in &self.files {
             cbfs.add(name, path)?;
         }
+        self.ram.write(rom)?;
         fs::rename(&draft, rom).map_err(|e| Error::file("rename", &draft, &e))
     }
 }
@@ -247,23 +264,35 @@ fn names_in(manifest: &Path) -> Result<Vec<String>> {
     Ok(text.split("cbfs:").skip(1).filter_map(|rest| rest.split(ends).next()).map(str::to_owned).collect())
 }
 
-/// The manifest as a device-tree blob: itself, or what dtc writes to `blob`.
-fn compile_manifest(source: &Path, blob: &Path) -> Result<PathBuf> {
+/// The manifest as a device-tree blob, which names files in RAM by where they are: itself, or what dtc writes to
+/// `blob`.
+fn compile_manifest(source: &Path, ram: &RamFiles, blob: &Path) -> Result<PathBuf> {
     const BLOB_MAGIC: [u8; 4] = [0xD0, 0x0D, 0xFE, 0xED];
     let bytes = fs::read(source).map_err(|e| Error::file("read", source, &e))?;
-    if bytes.starts_with(&BLOB_MAGIC) {
+    let compiled = bytes.starts_with(&BLOB_MAGIC);
+    if compiled && ram.is_empty() {
         return Ok(source.to_path_buf());
     }
-    let fresh = blob.with_extension("new");
-    command::output(
-        command::command("dtc").args(["-I", "dts", "-O", "dtb", "-q", "-o"]).arg(&fresh).arg(source),
-    )
-    .map_err(|e| Error::setup(format!("{} is not a device tree: {e}", source.display())))?;
-    // The same blob keeps its time, and the ROM need not be made again.
-    if fs::read(blob).ok() == fs::read(&fresh).ok() {
-        fs::remove_file(&fresh).map_err(|e| Error::file("remove", &fresh, &e))?;
+    let dtc = |from: &str, file: &Path, to: &str| {
+        let mut dtc = command::command("dtc");
+        dtc.args(["-I", from, "-O", to, "-q", "-i"]).arg(source.parent().unwrap_or(source)).arg(file);
+        command::output(&mut dtc)
+            .map_err(|e| Error::setup(format!("{} is not a device tree: {e}", source.display())))
+    };
+    let write =
+        |path: &Path, content: &[u8]| fs::write(path, content).map_err(|e| Error::file("write", path, &e));
+    let tree = if ram.is_empty() {
+        dtc("dts", source, "dtb")?
     } else {
-        fs::rename(&fresh, blob).map_err(|e| Error::file("rename", &fresh, &e))?;
+        let text = if compiled { dtc("dtb", source, "dts")? } else { bytes };
+        let text = ram.point_at(&String::from_utf8_lossy(&text));
+        let pointed = blob.with_extension("dts");
+        write(&pointed, text.as_bytes())?;
+        dtc("dts", &pointed, "dtb")?
+    };
+    // The same blob keeps its time, and the ROM need not be made again.
+    if fs::read(blob).ok().as_ref() != Some(&tree) {
+        write(blob, &tree)?;
     }
     Ok(blob.to_path_buf())
 }

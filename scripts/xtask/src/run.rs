@@ -4,34 +4,28 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::error::{Error, Result};
-use crate::machine::{Disk, Firmware, Machine, Spec};
+use crate::machine::{Disk, Emulator, Firmware, Machine, Spec};
 use crate::packages;
 use crate::progress::say;
 use crate::project::Project;
 use crate::rom::{self, Recipe};
 use crate::serial::{Wait, pattern};
 
-/// Which emulator boots the ROM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Emulator {
-    Qemu,
-    Bochs,
-}
-
 /// The options of `scripts/run`.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
     content: rom::Content,
-    /// CPU model of the emulated machine, with features: max,-svm has no virtualization
-    #[arg(long, default_value = "max")]
-    cpu: String,
-    /// Cores of the emulated machine
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    smp: u32,
+    /// CPU model of the emulated machine, QEMU's with features (max,-svm has no virtualization); by default QEMU's
+    /// max or Bochs's corei7_skylake_x
+    #[arg(long)]
+    cpu: Option<String>,
+    /// Cores of the emulated machine; by default 2, and 1 in Bochs, which has no more
+    #[arg(long, value_name = "N")]
+    smp: Option<u32>,
     /// Memory of the emulated machine
     #[arg(long, default_value = "2G", value_name = "SIZE")]
     memory: String,
@@ -41,9 +35,12 @@ pub struct Options {
     /// The emulator to boot in
     #[arg(long, value_enum, default_value_t = Emulator::Qemu)]
     emulator: Emulator,
-    /// Let virtual time count instructions, so that every run takes the same virtual time
+    /// Let virtual time count instructions, so that every run takes the same virtual time; in Bochs it always does
     #[arg(long)]
     icount: bool,
+    /// One more argument for QEMU, or line for Bochs's configuration
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    emulator_option: Vec<String>,
     /// Print the serial output instead of connecting this terminal to it
     #[arg(long)]
     headless: bool,
@@ -60,28 +57,29 @@ pub struct Options {
 /// # Errors
 /// Set-up fails, the source does not build, or the emulator does not start.
 pub fn run(project: &Project, options: &Options) -> Result<ExitCode> {
-    if options.emulator == Emulator::Bochs {
-        return Err(Error::setup(
-            "Bochs is not supported yet: its CPUs have VT-x, and Peerboot runs on AMD-V so far.",
-        ));
-    }
     // A wrong pattern shall not cost a build first.
     let until = options.until.as_deref().map(pattern).transpose()?;
-    packages::require(&[packages::QEMU])?;
-    let rom = default_rom(project, &options.content.board)?;
-    options.content.recipe()?.refresh(project, &rom)?;
+    let emulator = options.emulator;
+    match emulator {
+        Emulator::Qemu => packages::require(&[packages::QEMU])?,
+        Emulator::Bochs => packages::require_bochs()?,
+    }
+    let recipe = options.content.recipe(emulator.board())?;
+    let rom = default_rom(project, &recipe.board)?;
+    recipe.refresh(project, &rom)?;
 
-    let spec = Spec {
-        cpu: options.cpu.clone(),
-        smp: options.smp,
+    let mut spec = Spec {
         memory: options.memory.clone(),
         disks: options.disk.clone(),
         icount: options.icount,
-        ..Spec::new(Firmware::Rom(rom))
+        extra: options.emulator_option.clone(),
+        ..Spec::on(emulator, Firmware::Rom(rom))
     };
+    spec.cpu = options.cpu.clone().unwrap_or(spec.cpu);
+    spec.smp = options.smp.unwrap_or(spec.smp);
     if !options.headless {
-        say("starting QEMU; Ctrl-A X ends it");
-        return Err(spec.become_emulator());
+        say(&format!("starting {emulator}; Ctrl-A X ends it"));
+        return spec.run_on_terminal().map(|()| ExitCode::SUCCESS);
     }
     let mut machine = Machine::spawn_echoing(&spec, std::io::stdout())?;
     // A pattern that nothing matches waits for the machine's end.
