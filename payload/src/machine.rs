@@ -43,19 +43,23 @@ impl Host for Machine {
         cpu::tsc()
     }
 
-    fn unix_time(&self) -> u64 {
-        self.unix_origin + self.clock.now().as_nanos() / 1_000_000_000
-    }
-
     fn core(&self) -> usize {
-        0
+        cpu::this().number as usize
     }
 
     fn cores(&self) -> usize {
-        1
+        cpu::count()
     }
 
-    fn interrupt_core(&self, _core: usize) {}
+    fn interrupt_core(&self, core: usize) {
+        if let Some(apic_id) = cpu::apic_id(core) {
+            apic::local::interrupt(apic_id, interrupts::vector::WAKE);
+        }
+    }
+
+    fn unix_time(&self) -> u64 {
+        self.unix_origin + self.clock.now().as_nanos() / 1_000_000_000
+    }
 
     fn arm_timer(&self, deadline: Option<Instant>) {
         let deadline = if serial::needs_polling() {

@@ -130,6 +130,16 @@ pub fn this() -> &'static PerCpu {
     }
 }
 
+/// How many CPUs run.
+pub fn count() -> usize {
+    1
+}
+
+/// The APIC of the CPU of this number.
+pub fn apic_id(number: usize) -> Option<u32> {
+    (number == 0).then(super::apic::local::id)
+}
+
 /// Switches on what protects us, and the vector state that guests are given.
 fn switch_on(features: Features) {
     let mut flags = Cr4::read() | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE;

@@ -18,6 +18,8 @@ pub mod vector {
     pub const TIMER: u8 = 0x40;
     /// The serial console's interrupt.
     pub const SERIAL: u8 = 0x41;
+    /// Another core wants this one to look for work.
+    pub const WAKE: u8 = 0x42;
     /// The LAPIC's spurious interrupt; the low four bits are ones, as old LAPICs want.
     pub const SPURIOUS: u8 = 0xff;
 }
@@ -179,6 +181,8 @@ extern "sysv64" fn dispatch(interrupted: &mut Interrupted) {
             }
             apic::local::end_of_interrupt();
         }
+        // Having come is all it is for.
+        vector::WAKE => apic::local::end_of_interrupt(),
         // No end of interrupt: a spurious one is in no service register.
         vector::SPURIOUS => {}
         unknown => {

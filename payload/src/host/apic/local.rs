@@ -28,6 +28,8 @@ mod register {
     pub const TASK_PRIORITY: u32 = 0x80;
     pub const END_OF_INTERRUPT: u32 = 0xb0;
     pub const SPURIOUS: u32 = 0xf0;
+    pub const COMMAND: u32 = 0x300;
+    pub const COMMAND_DESTINATION: u32 = 0x310;
     pub const LVT_TIMER: u32 = 0x320;
     pub const LVT_LINT0: u32 = 0x350;
     pub const LVT_LINT1: u32 = 0x360;
@@ -39,6 +41,10 @@ mod register {
 
 /// In the spurious-interrupt register: the APIC is on.
 const SOFTWARE_ENABLED: u32 = 1 << 8;
+/// In the interrupt command register: the last one is not out yet (never so in x2APIC mode); and what INIT and
+/// fixed interrupts alike want set.
+const SEND_PENDING: u32 = 1 << 12;
+const ASSERT: u32 = 1 << 14;
 /// In a local vector table entry.
 const MASKED: u32 = 1 << 16;
 const DELIVER_NMI: u32 = 4 << 8;
@@ -157,6 +163,34 @@ pub fn arm(clock: &Clock, deadline: Option<Instant>) {
         (ticks.min(u128::from(u32::MAX - 1)) as u32) + 1
     });
     access.write(register::INITIAL_COUNT, count);
+}
+
+/// Has `vector` come on the CPU whose APIC is `apic_id`.
+pub fn interrupt(apic_id: u32, vector: u8) {
+    send(apic_id, ASSERT | u32::from(vector));
+}
+
+/// Writes the interrupt command register (SDM 3, 11.6.1 and 11.12.9).
+fn send(apic_id: u32, command: u32) {
+    match ACCESS.get() {
+        Some(Access::Msrs) => {
+            let both = u64::from(apic_id) << 32 | u64::from(command);
+            // The write does not wait for earlier stores, which the other CPU is to see.
+            // SAFETY: in x2APIC mode the register is there; what an interrupt does is its handler's matter.
+            unsafe {
+                core::arch::x86_64::_mm_mfence();
+                cpu::write_msr(X2APIC_FIRST + (register::COMMAND >> 4), both);
+            }
+        }
+        Some(memory) => {
+            while memory.read(register::COMMAND) & SEND_PENDING != 0 {
+                core::hint::spin_loop();
+            }
+            memory.write(register::COMMAND_DESTINATION, apic_id << 24);
+            memory.write(register::COMMAND, command);
+        }
+        None => {}
+    }
 }
 
 /// Notes that the timer's interrupt came.
