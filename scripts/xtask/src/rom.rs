@@ -225,13 +225,23 @@ impl Ingredients {
     fn mix(&self, rom: &Path) -> Result<()> {
         // The new ROM takes its name only when it is whole.
         let draft = rom.with_added_extension("draft");
+        let mixed = self.mix_draft(&draft);
+        if mixed.is_err() {
+            let _ = fs::remove_file(&draft);
+        }
+        mixed?;
+        fs::rename(&draft, rom).map_err(|e| Error::file("rename", &draft, &e))
+    }
+
+    fn mix_draft(&self, draft: &Path) -> Result<()> {
         let cbfs = match &self.base {
             Base::Coreboot(base) => {
-                fs::copy(base, &draft).map_err(|e| Error::file("copy", base, &e))?;
-                Cbfs::open(&draft)?
+                Cbfs::open(base)?;
+                fs::copy(base, draft).map_err(|e| Error::file("copy", base, &e))?;
+                Cbfs::open(draft)?
             }
             Base::Stage { code, fmd } => {
-                let cbfs = Cbfs::create(&draft, fmd)?;
+                let cbfs = Cbfs::create(draft, fmd)?;
                 cbfs.add_bootblock(code)?;
                 cbfs
             }
@@ -241,8 +251,12 @@ impl Ingredients {
         for (name, path) in &self.files {
             cbfs.add(name, path)?;
         }
+<<<<<<< ours
         self.ram.write(rom)?;
         fs::rename(&draft, rom).map_err(|e| Error::file("rename", &draft, &e))
+=======
+        Ok(())
+>>>>>>> theirs
     }
 }
 
