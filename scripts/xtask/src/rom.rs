@@ -230,6 +230,7 @@ impl Ingredients {
             let _ = fs::remove_file(&draft);
         }
         mixed?;
+        self.ram.write(rom)?;
         fs::rename(&draft, rom).map_err(|e| Error::file("rename", &draft, &e))
     }
 
@@ -251,12 +252,7 @@ impl Ingredients {
         for (name, path) in &self.files {
             cbfs.add(name, path)?;
         }
-<<<<<<< ours
-        self.ram.write(rom)?;
-        fs::rename(&draft, rom).map_err(|e| Error::file("rename", &draft, &e))
-=======
         Ok(())
->>>>>>> theirs
     }
 }
 
