@@ -293,7 +293,7 @@ impl Monitor {
 
     /// The last virtual CPU of a life is gone: says how it ended, gives everything back, and starts the next
     /// life where the manifest wants one.
-    fn bury(&'static self, core: &Core, guest: Arc<Guest>) {
+    fn bury(&'static self, this: &Core, guest: Arc<Guest>) {
         let (number, end, now) = (guest.number(), guest.ended().unwrap_or(End::Stopped), self.host.now());
         let mut shared = self.shared.lock();
         let Some(place) = shared.places.get_mut(number) else { return };
@@ -313,12 +313,17 @@ impl Monitor {
         let restarts_now = place.restart_at == Some(now);
         let name = place.config.name.clone();
         drop(shared);
-        // The memory goes back before the next life asks for its own.
+        // The memory goes back before the next life asks for its own. Another core may be about to let go of
+        // its last virtual CPU, or of the guest it handed a byte to.
+        let mut guest = guest;
+        while Arc::get_mut(&mut guest).is_none() {
+            core::hint::spin_loop();
+        }
         drop(guest);
         self.host.log(Detail::Everyone, &name, format_args!("{end}"));
         self.host.log(Detail::Everyone, &name, format_args!("exits: {exits}"));
         if restarts_now {
-            self.restart(number, core);
+            self.restart(number, this);
         } else if self.host.core() != 0 {
             self.host.interrupt_core(0);
         }
