@@ -6,6 +6,7 @@ mod manifest;
 
 mod bad_input;
 mod boot;
+mod figures;
 mod other_guests;
 mod quiet;
 mod stage;
@@ -36,6 +37,8 @@ fn cases() -> Result<Vec<Case<Lab>>> {
         Case::new("emulator/truncated-manifest", bad_input::truncated_manifest),
         Case::new("emulator/no-manifest", bad_input::no_manifest),
         Case::new("emulator/small-machine", bad_input::small_machine),
+        Case::new("emulator/figures/boot-time", figures::boot_time),
+        Case::new("emulator/figures/exit-cost", figures::exit_cost),
         Case::new("emulator/stage-hand-over", stage::payload_entry_is_as_coreboot_leaves_it),
         Case::new("emulator/stage-refusals", stage::unbootable_roms_are_explained),
         Case::new("emulator/no-virtualization", boot::no_virtualization),

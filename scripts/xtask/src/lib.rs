@@ -6,6 +6,7 @@ pub mod cbfs;
 pub mod command;
 pub mod cpio;
 pub mod error;
+pub mod figures;
 pub mod guests;
 pub mod machine;
 pub mod packages;

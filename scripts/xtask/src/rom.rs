@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use clap::Args;
@@ -166,6 +167,9 @@ struct Ingredients {
 impl Ingredients {
     /// Builds and makes everything; `rom` only gives the compiled manifest its name.
     fn gather(project: &Project, recipe: &Recipe, rom: &Path) -> Result<Self> {
+        // Two threads must not write the same intermediate files.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         packages::require(packages::ROM_TOOLS)?;
         let board = project.board(&recipe.board)?;
         let base = match &recipe.base {
