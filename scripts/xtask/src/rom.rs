@@ -52,7 +52,7 @@ impl Recipe {
     /// A tool, a file or the space for it is missing, or the source does not build.
     pub fn compose(&self, project: &Project, rom: &Path) -> Result<()> {
         let ingredients = Ingredients::gather(project, self, rom)?;
-        project.say(&format!("composing {}", rom.display()));
+        project.say(&format!("composing {}", rom.strip_prefix(project.root()).unwrap_or(rom).display()));
         ingredients.mix(rom)
     }
 
@@ -69,7 +69,7 @@ impl Recipe {
         {
             return Ok(());
         }
-        project.say(&format!("composing {}", rom.display()));
+        project.say(&format!("composing {}", rom.strip_prefix(project.root()).unwrap_or(rom).display()));
         let _ = fs::remove_file(&stamp_file);
         ingredients.mix(rom)?;
         fs::write(&stamp_file, stamp).map_err(|e| Error::file("write", &stamp_file, &e))
