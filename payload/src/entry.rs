@@ -6,7 +6,7 @@
 // Unsafe because this is where the machine's state becomes what Rust expects.
 #![allow(unsafe_code)]
 
-use crate::host::stacks::{BOOT_STACK, BootStack};
+use crate::host::stacks::{BOOT_STACKS, MainStack};
 use core::arch::global_asm;
 
 global_asm!(
@@ -114,8 +114,8 @@ early_directories:
     .skip 0x4000
     .text
 "#,
-    stack = sym BOOT_STACK,
-    stack_bytes = const BootStack::SIZE,
+    stack = sym BOOT_STACKS,
+    stack_bytes = const MainStack::SIZE,
     start = sym start,
 );
 

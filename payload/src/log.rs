@@ -1,11 +1,12 @@
 //! Log lines: to every attached sink, and into a history that a sink attached later is given first.
 //!
-//! A line is never waited for without end: where the log's own lock is held by what an exception
-//! interrupted, the line goes out without it.
+//! Lines of several CPUs come one after another. But where the log's own lock is held by what an NMI interrupted,
+//! or by a CPU that a failure stopped, the line goes out without it.
 
+use crate::host::lock::Lock;
 use core::fmt::{self, Write};
 use core::time::Duration;
-use spin::{Mutex, MutexGuard, Once};
+use spin::Once;
 
 /// Logs what the user will want to know.
 #[macro_export]
@@ -43,15 +44,13 @@ pub trait Sink: Sync {
     fn flush(&self) {}
 }
 
-/// How often a held lock is tried before a line goes without it.
-const LOCK_TRIES: u32 = 1_000_000;
 /// What the history holds, in bytes.
 const HISTORY: usize = 0x4000;
 
 static SINKS: [Once<&'static dyn Sink>; 4] = [const { Once::new() }; 4];
 static CLOCK: Once<fn() -> Duration> = Once::new();
-static LINE: Mutex<()> = Mutex::new(());
-static PAST: Mutex<History> = Mutex::new(History { bytes: [0; HISTORY], written: 0 });
+static LINE: Lock<()> = Lock::new(());
+static PAST: Lock<History> = Lock::new(History { bytes: [0; HISTORY], written: 0 });
 
 /// The latest bytes logged.
 struct History {
@@ -88,14 +87,6 @@ impl History {
     }
 }
 
-/// Takes a lock that an interrupted piece of code may hold for ever: gives up in the end.
-pub fn lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    (0..LOCK_TRIES).find_map(|_| {
-        core::hint::spin_loop();
-        mutex.try_lock()
-    })
-}
-
 /// From now on every line also goes to `sink`, which first gets the history. Whether there was room for it.
 pub fn attach(sink: &'static dyn Sink) -> bool {
     replay(sink);
@@ -111,7 +102,7 @@ pub fn attach(sink: &'static dyn Sink) -> bool {
 
 /// Writes the history to `sink`.
 pub fn replay(sink: &dyn Sink) {
-    if let Some(past) = lock(&PAST) {
+    if let Some(past) = PAST.lock() {
         past.replay(sink);
     }
 }
@@ -137,7 +128,7 @@ pub fn detail(message: fmt::Arguments) {
 }
 
 fn write_line(mut out: Everywhere, tag: &str, message: fmt::Arguments) {
-    let guard = lock(&LINE);
+    let guard = LINE.lock();
     // `Everywhere` never fails; a failing `Display` loses the rest of its line.
     let _ = match CLOCK.get() {
         Some(clock) => {
@@ -157,7 +148,7 @@ struct Everywhere {
 
 impl fmt::Write for Everywhere {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        if let Some(mut past) = lock(&PAST) {
+        if let Some(mut past) = PAST.lock() {
             past.push(text);
         }
         let sinks = SINKS.iter().filter_map(Once::get);
@@ -169,6 +160,7 @@ impl fmt::Write for Everywhere {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spin::Mutex;
 
     struct Collect(Mutex<String>);
 

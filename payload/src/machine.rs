@@ -30,6 +30,11 @@ impl Machine {
     }
 }
 
+/// Whether this core has to look at the UART from time to time: one of them is enough.
+fn polls_serial() -> bool {
+    serial::needs_polling() && cpu::this().number() == 0
+}
+
 impl Host for Machine {
     fn now(&self) -> Instant {
         self.clock.now()
@@ -44,16 +49,16 @@ impl Host for Machine {
     }
 
     fn core(&self) -> usize {
-        cpu::this().number as usize
+        cpu::this().number()
     }
 
     fn cores(&self) -> usize {
-        cpu::count()
+        cpu::running().len().max(1)
     }
 
     fn interrupt_core(&self, core: usize) {
-        if let Some(apic_id) = cpu::apic_id(core) {
-            apic::local::interrupt(apic_id, interrupts::vector::WAKE);
+        if let Some(cpu) = cpu::running().get(core) {
+            apic::local::interrupt(cpu.apic_id(), interrupts::vector::WAKE);
         }
     }
 
@@ -62,7 +67,7 @@ impl Host for Machine {
     }
 
     fn arm_timer(&self, deadline: Option<Instant>) {
-        let deadline = if serial::needs_polling() {
+        let deadline = if polls_serial() {
             let poll = self.clock.now().plus_nanos(SERIAL_POLL);
             Some(deadline.map_or(poll, |deadline| deadline.min(poll)))
         } else {
@@ -73,14 +78,14 @@ impl Host for Machine {
 
     fn serve_interrupts(&self) {
         interrupts::service_interrupts();
-        if serial::needs_polling() {
+        if polls_serial() {
             serial::poll();
         }
     }
 
     fn wait_for_interrupt(&self) {
         interrupts::idle();
-        if serial::needs_polling() {
+        if polls_serial() {
             serial::poll();
         }
     }

@@ -31,7 +31,7 @@ use host::acpi::Acpi;
 use host::memory::{FrameAllocator, Range, Record, Use};
 use host::physical::{EarlyMemory, FirmwareMemory};
 use host::time::{Calibration, Clock};
-use host::{acpi, apic, cpu, interrupts, paging, power};
+use host::{acpi, apic, cpu, interrupts, paging, power, smp};
 use machine::Machine;
 use terminal::{GuestTerminal, Style};
 use timeline::Step;
@@ -62,6 +62,7 @@ fn boot(table: u64, entry_tsc: u64) -> ! {
 
     let acpi = read_acpi(&table);
     let clock = start_interrupts_and_time(&table, acpi.as_ref(), entry_tsc);
+    smp::start(acpi.as_ref(), frames, clock);
     check_page_tables();
     timeline::mark(Step::Devices);
 
@@ -209,7 +210,7 @@ fn read_acpi(table: &CorebootTable) -> Option<Acpi> {
 /// Starts the local APIC, the clock and the serial console's interrupt.
 fn start_interrupts_and_time(table: &CorebootTable, acpi: Option<&Acpi>, entry_tsc: u64) -> &'static Clock {
     apic::silence_pic();
-    complain("local APIC", apic::local::start());
+    complain("local APIC", apic::local::start(acpi.is_some_and(smp::needs_x2apic)));
     let calibration = Calibration::start(acpi);
     if let Some(madt) = acpi.and_then(|acpi| acpi.madt.as_ref()) {
         info!(

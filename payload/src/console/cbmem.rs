@@ -1,13 +1,14 @@
 //! coreboot's log in CBMEM, which ours continues, so that `cbmem -c` shows both.
 
+use crate::host::lock::Lock;
 use crate::host::memory::Range;
 use crate::host::mmio::Mmio;
 use crate::host::paging::{Cache, DeviceError, map_device};
 use crate::log;
 use coreboot_config::cbmem_console::{CURSOR_OFFSET, HEADER_LEN, Header};
-use spin::{Mutex, Once};
+use spin::Once;
 
-static CONSOLE: Once<Mutex<Console>> = Once::new();
+static CONSOLE: Once<Lock<Console>> = Once::new();
 
 struct Console {
     memory: Mmio,
@@ -22,7 +23,7 @@ impl log::Sink for LogLines {
     }
 
     fn write(&self, text: &str) {
-        let Some(mut console) = CONSOLE.get().and_then(log::lock) else { return };
+        let Some(mut console) = CONSOLE.get().and_then(Lock::lock) else { return };
         for piece in console.header.append(text.as_bytes()) {
             for (offset, byte) in (piece.offset..).zip(piece.bytes) {
                 console.memory.write_u8(offset, *byte);
@@ -38,6 +39,6 @@ pub fn start(address: u64) -> Result<bool, DeviceError> {
     let Some(header) = Header::decode(&header.read_bytes::<HEADER_LEN>(0)) else { return Ok(false) };
     let len = HEADER_LEN as u64 + u64::from(header.size());
     let memory = map_device(Range::with_len(address, len), Cache::WriteBack)?;
-    CONSOLE.call_once(|| Mutex::new(Console { memory, header }));
+    CONSOLE.call_once(|| Lock::new(Console { memory, header }));
     Ok(log::attach(&LogLines))
 }

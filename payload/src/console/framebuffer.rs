@@ -1,5 +1,6 @@
 //! Log lines on the screen, where coreboot left a linear framebuffer.
 
+use crate::host::lock::Lock;
 use crate::host::memory::Range;
 use crate::host::mmio::Mmio;
 use crate::host::paging::{Cache, DeviceError, map_device};
@@ -8,7 +9,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use coreboot_config::tables::{Channel, Framebuffer};
-use spin::{Mutex, Once};
+use spin::Once;
 
 /// The size of a character in pixels.
 const WIDTH: usize = 8;
@@ -19,7 +20,7 @@ const LAST: u8 = b'~';
 /// Light grey: red, green and blue.
 const INK: [u8; 3] = [0xd0, 0xd0, 0xd0];
 
-static SCREEN: Once<Mutex<Screen>> = Once::new();
+static SCREEN: Once<Lock<Screen>> = Once::new();
 
 /// A character's rows, the leftmost pixel in the top bit.
 type Glyph = [u8; HEIGHT];
@@ -71,7 +72,7 @@ struct LogLines;
 
 impl log::Sink for LogLines {
     fn write(&self, text: &str) {
-        if let Some(mut screen) = SCREEN.get().and_then(log::lock) {
+        if let Some(mut screen) = SCREEN.get().and_then(Lock::lock) {
             text.bytes().for_each(|byte| screen.put(byte));
         }
     }
@@ -108,7 +109,7 @@ pub fn start(record: &Framebuffer) -> Result<(), ScreenError> {
     };
     // All zeros is black in every format.
     screen.memory.zero();
-    SCREEN.call_once(|| Mutex::new(screen));
+    SCREEN.call_once(|| Lock::new(screen));
     log::attach(&LogLines);
     Ok(())
 }

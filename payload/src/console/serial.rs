@@ -4,13 +4,15 @@
 //! the interrupt empties, so that nobody who runs a guest waits for a UART.
 
 use super::ring::Ring;
+use crate::host::lock::Lock;
 use crate::host::memory::Range;
 use crate::host::mmio::Mmio;
 use crate::host::paging::{Cache, DeviceError, map_device};
 use crate::host::port::Ports;
 use crate::log;
+use core::sync::atomic::{AtomicBool, Ordering};
 use coreboot_config::tables::{Serial, SerialKind};
-use spin::{Mutex, Once};
+use spin::Once;
 
 /// Registers, by their number.
 mod register {
@@ -46,7 +48,9 @@ const FIFO_DEPTH: usize = 16;
 /// How often a transmitter that does not get ready is asked before its bytes are given up.
 const PATIENCE: u32 = 1_000_000;
 
-static UART: Once<Mutex<Uart>> = Once::new();
+static UART: Once<Lock<Uart>> = Once::new();
+/// Whether there is a UART whose interrupt does not reach us.
+static POLLED: AtomicBool = AtomicBool::new(false);
 
 /// How the registers are reached.
 enum Registers {
@@ -169,7 +173,7 @@ struct LogLines;
 
 impl log::Sink for LogLines {
     fn write(&self, text: &str) {
-        let Some(mut uart) = UART.get().and_then(log::lock) else { return };
+        let Some(mut uart) = UART.get().and_then(Lock::lock) else { return };
         for byte in text.bytes() {
             if byte == b'\n' {
                 uart.queue(b'\r');
@@ -180,7 +184,7 @@ impl log::Sink for LogLines {
     }
 
     fn flush(&self) {
-        if let Some(mut uart) = UART.get().and_then(log::lock) {
+        if let Some(mut uart) = UART.get().and_then(Lock::lock) {
             uart.drain();
             // What is in the transmitter would be lost with the machine.
             uart.wait_for(ALL_SENT);
@@ -207,8 +211,9 @@ pub fn start(record: &Serial) -> Result<(), DeviceError> {
         let (output, input) = (Ring::new(), Ring::new());
         let uart = Uart { registers, output, input, interrupts: false, enabled: 0 };
         uart.set_up(record.baud, record.input_hertz);
-        Mutex::new(uart)
+        Lock::new(uart)
     });
+    POLLED.store(true, Ordering::Relaxed);
     log::attach(&LogLines);
     Ok(())
 }
@@ -224,22 +229,21 @@ pub fn isa_interrupt(record: &Serial) -> Option<u8> {
 
 /// From now on the UART's interrupt arrives, and writes no longer wait.
 pub fn use_interrupts() {
-    let Some(uart) = UART.get() else { return };
-    let mut uart = uart.lock();
+    let Some(mut uart) = UART.get().and_then(Lock::lock) else { return };
     uart.interrupts = true;
     uart.receive();
     uart.send();
+    POLLED.store(false, Ordering::Relaxed);
 }
 
 /// Whether the UART must be asked with [`poll`] from time to time, having no interrupt.
 pub fn needs_polling() -> bool {
-    UART.get().is_some_and(|uart| !uart.lock().interrupts)
+    POLLED.load(Ordering::Relaxed)
 }
 
 /// Serves the UART: sends and receives what there is. The interrupt's handler, and the poll.
 pub fn poll() {
-    let Some(uart) = UART.get() else { return };
-    let mut uart = uart.lock();
+    let Some(mut uart) = UART.get().and_then(Lock::lock) else { return };
     // Reading the identification is what withdraws a transmitter-empty interrupt.
     uart.read(register::INTERRUPT_ID);
     uart.receive();
@@ -248,8 +252,7 @@ pub fn poll() {
 
 /// Writes bytes as they are; never waits. How many were taken, from the first on.
 pub fn write(bytes: &[u8]) -> usize {
-    let Some(uart) = UART.get() else { return bytes.len() };
-    let mut uart = uart.lock();
+    let Some(mut uart) = UART.get().and_then(Lock::lock) else { return bytes.len() };
     let taken = bytes.len().min(uart.output.room());
     bytes.iter().take(taken).for_each(|byte| uart.queue(*byte));
     uart.send();
@@ -258,13 +261,12 @@ pub fn write(bytes: &[u8]) -> usize {
 
 /// Whether received bytes wait.
 pub fn has_input() -> bool {
-    UART.get().is_some_and(|uart| !uart.lock().input.is_empty())
+    UART.get().and_then(Lock::lock).is_some_and(|uart| !uart.input.is_empty())
 }
 
 /// Takes received bytes into `buffer`; how many there were.
 pub fn read(buffer: &mut [u8]) -> usize {
-    let Some(uart) = UART.get() else { return 0 };
-    let mut uart = uart.lock();
+    let Some(mut uart) = UART.get().and_then(Lock::lock) else { return 0 };
     let received = buffer.iter_mut().map_while(|slot| uart.input.pop().map(|byte| *slot = byte));
     received.count()
 }

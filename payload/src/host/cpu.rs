@@ -3,10 +3,12 @@
 #![allow(unsafe_code)]
 
 use super::descriptors::Descriptors;
-use super::stacks::InterruptStacks;
+use super::stacks::{BOOT_STACKS, CpuStacks};
+use super::{apic, interrupts};
+use alloc::vec::Vec;
 use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use spin::Once;
 use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
@@ -14,19 +16,24 @@ use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 /// What each CPU has for itself. Its GS base points at it.
 pub struct PerCpu {
     /// The address of this very structure, so that one GS-relative load finds it.
-    this: AtomicU64,
-    /// 0 for the boot CPU.
-    pub number: u32,
-    /// GDT and TSS.
-    pub descriptors: Descriptors,
+    this: AtomicUsize,
+    number: AtomicUsize,
+    apic_id: AtomicU32,
+    descriptors: Descriptors,
+    /// Its stacks.
+    pub stacks: &'static CpuStacks,
     /// The LAPIC timer's deadline in nanoseconds, [`NOT_ARMED`] where there is none.
     pub timer_deadline: AtomicU64,
+    /// Whether it is telling what its machine check is about, and must not be stopped before it did.
+    pub tells_machine_check: AtomicBool,
 }
 
 /// The value of [`PerCpu::timer_deadline`] while the timer does not run.
 pub const NOT_ARMED: u64 = u64::MAX;
 
 static BOOT_CPU: Once<PerCpu> = Once::new();
+/// All CPUs that run, by number, once it is known which do.
+static RUNNING: Once<Vec<&'static PerCpu>> = Once::new();
 
 /// IA32_GS_BASE (SDM 4, table 2-2).
 const GS_BASE: u32 = 0xc000_0101;
@@ -44,6 +51,8 @@ pub struct Features {
     pub machine_check: bool,
     /// A time-stamp counter that neither stops nor changes its speed (CPUID.80000007:EDX.8).
     pub invariant_tsc: bool,
+    /// An APIC with 32-bit numbers (CPUID.1:ECX.21).
+    pub x2apic: bool,
     smep: bool,
     smap: bool,
     umip: bool,
@@ -62,6 +71,7 @@ impl Features {
             gigabyte_pages: bit(extended[3], 26),
             machine_check: bit(basic[3], 7) && bit(basic[3], 14),
             invariant_tsc: bit(cpuid(0x8000_0007, 0)[3], 8),
+            x2apic: bit(basic[2], 21),
             smep: bit(structured[1], 7),
             smap: bit(structured[1], 20),
             umip: bit(structured[2], 2),
@@ -97,47 +107,110 @@ pub unsafe fn write_msr(index: u32, value: u64) {
     unsafe { x86_64::registers::model_specific::Msr::new(index).write(value) }
 }
 
+/// The time-stamp counter, read after everything before and before everything after.
+pub fn tsc_in_order() -> u64 {
+    // SAFETY: as for `tsc`; the fences order it (SDM 2B, RDTSC).
+    unsafe {
+        core::arch::x86_64::_mm_lfence();
+        let now = core::arch::x86_64::_rdtsc();
+        core::arch::x86_64::_mm_lfence();
+        now
+    }
+}
+
 /// The time-stamp counter.
 pub fn tsc() -> u64 {
     // SAFETY: RDTSC is there on every CPU with long mode, and reads nothing but a counter.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Makes the CPU we run on the boot CPU: descriptor tables, per-CPU data, control registers.
-pub fn start_boot_cpu(stacks: &'static InterruptStacks) {
-    let cpu = BOOT_CPU.call_once(|| PerCpu {
-        this: AtomicU64::new(0),
-        number: 0,
-        descriptors: Descriptors::new(stacks),
-        timer_deadline: AtomicU64::new(NOT_ARMED),
-    });
-    cpu.descriptors.load();
-    let address = core::ptr::from_ref(cpu).expose_provenance() as u64;
-    cpu.this.store(address, core::sync::atomic::Ordering::Relaxed);
-    // SAFETY: nothing uses GS but `this`, which finds its own address there.
-    unsafe { write_msr(GS_BASE, address) }
-    switch_on(Features::read());
+impl PerCpu {
+    /// For the CPU that will run on `stacks`.
+    pub fn new(number: usize, stacks: &'static CpuStacks) -> Self {
+        Self {
+            this: AtomicUsize::new(0),
+            number: AtomicUsize::new(number),
+            apic_id: AtomicU32::new(0),
+            descriptors: Descriptors::new(stacks),
+            stacks,
+            timer_deadline: AtomicU64::new(NOT_ARMED),
+            tells_machine_check: AtomicBool::new(false),
+        }
+    }
+
+    /// Its number: 0 for the boot CPU. Those of the others are preliminary until [`set_running`].
+    pub fn number(&self) -> usize {
+        self.number.load(Ordering::Relaxed)
+    }
+
+    /// Its APIC's number.
+    pub fn apic_id(&self) -> u32 {
+        self.apic_id.load(Ordering::Relaxed)
+    }
+
+    /// Notes its APIC's number.
+    pub fn set_apic_id(&self, apic_id: u32) {
+        self.apic_id.store(apic_id, Ordering::Relaxed);
+    }
+
+    /// Makes this what the CPU we run on has for itself, with descriptor tables, exceptions reported, and control
+    /// registers set.
+    pub fn load(&'static self) {
+        self.descriptors.load();
+        let address = core::ptr::from_ref(self).expose_provenance();
+        self.this.store(address, Ordering::Relaxed);
+        // SAFETY: nothing uses GS but `this` and `identity`, which find this address there.
+        unsafe { write_msr(GS_BASE, address as u64) }
+        interrupts::load();
+        switch_on(Features::read());
+    }
+}
+
+/// Makes the CPU we run on the boot CPU.
+pub fn start_boot_cpu() {
+    BOOT_CPU.call_once(|| PerCpu::new(0, &BOOT_STACKS)).load();
 }
 
 /// What the CPU we run on has for itself.
 pub fn this() -> &'static PerCpu {
-    let address: u64;
-    // SAFETY: `start_boot_cpu` ran first of all and put the address of a static there.
+    // SAFETY: `PerCpu::load` ran first of all on this CPU and put the address of a static there.
+    unsafe { &*core::ptr::with_exposed_provenance(identity()) }
+}
+
+/// A number that no other CPU has, from the first on; never zero.
+#[cfg(target_os = "none")]
+pub fn identity() -> usize {
+    let address;
+    // SAFETY: `PerCpu::load` ran first of all on this CPU.
     unsafe {
         asm!("mov {}, gs:[{}]", out(reg) address, const core::mem::offset_of!(PerCpu, this),
             options(nostack, preserves_flags, readonly));
-        &*core::ptr::with_exposed_provenance(address as usize)
     }
+    address
 }
 
-/// How many CPUs run.
-pub fn count() -> usize {
-    1
+/// In tests every thread stands for a CPU.
+#[cfg(not(target_os = "none"))]
+pub fn identity() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    std::thread_local!(static IDENTITY: usize = NEXT.fetch_add(1, Ordering::Relaxed));
+    IDENTITY.with(|identity| *identity)
 }
 
-/// The APIC of the CPU of this number.
-pub fn apic_id(number: usize) -> Option<u32> {
-    (number == 0).then(super::apic::local::id)
+/// Numbers the CPUs that run: 0 is this one, the boot CPU; `others` follow in the order of their APICs' numbers,
+/// so that a number means the same CPU after every boot.
+pub fn set_running(mut others: Vec<&'static PerCpu>) {
+    others.sort_unstable_by_key(|cpu| cpu.apic_id());
+    let boot = this();
+    boot.set_apic_id(apic::local::id());
+    others.insert(0, boot);
+    others.iter().enumerate().for_each(|(number, cpu)| cpu.number.store(number, Ordering::Relaxed));
+    RUNNING.call_once(|| others);
+}
+
+/// All CPUs that run, by number; none before it is known which do.
+pub fn running() -> &'static [&'static PerCpu] {
+    RUNNING.get().map_or(&[], Vec::as_slice)
 }
 
 /// Switches on what protects us, and the vector state that guests are given.

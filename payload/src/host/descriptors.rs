@@ -3,7 +3,7 @@
 // Unsafe because a wrong descriptor table takes the CPU away from Rust.
 #![allow(unsafe_code)]
 
-use super::stacks::InterruptStacks;
+use super::stacks::CpuStacks;
 use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
@@ -37,7 +37,7 @@ struct Selectors {
 
 impl Descriptors {
     /// Tables whose TSS names `stacks`.
-    pub fn new(stacks: &'static InterruptStacks) -> Self {
+    pub fn new(stacks: &'static CpuStacks) -> Self {
         let mut tss = TaskStateSegment::new();
         tss.interrupt_stack_table[usize::from(ist::NMI) - 1] = VirtAddr::new(stacks.nmi.top());
         tss.interrupt_stack_table[usize::from(ist::DOUBLE_FAULT) - 1] =

@@ -4,13 +4,13 @@
 // Unsafe because a backtrace reads the stack as raw memory.
 #![allow(unsafe_code)]
 
+use super::apic;
 use super::cpu::{self, Features};
 use super::interrupts::Interrupted;
-use super::stacks;
 use crate::{error, log};
 use core::arch::asm;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// How many callers a backtrace names.
 const DEPTH: usize = 32;
@@ -58,24 +58,61 @@ const NAMES: [&str; 32] = [
     "reserved",
 ];
 
-/// Set while a failure is being told: a second one must not start over.
-static FAILING: AtomicBool = AtomicBool::new(false);
+/// How long the other CPUs are given to stop, in ticks of the TSC.
+const PATIENCE: u64 = 1 << 26;
+
+/// The [`cpu::identity`] of the CPU that failed; zero while all is well.
+static FAILED: AtomicUsize = AtomicUsize::new(0);
+/// Set once no other CPU runs any more.
+static ALONE: AtomicBool = AtomicBool::new(false);
+/// How many CPUs have stopped.
+static STOPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether this CPU failed and the others have stopped for good: nobody is left to wait for.
+pub fn alone() -> bool {
+    ALONE.load(Ordering::Relaxed) && FAILED.load(Ordering::Relaxed) == cpu::identity()
+}
+
+/// Makes this CPU the one that reports its failure, and stops the others. False where it is at that already;
+/// does not return where another is.
+fn fail() -> bool {
+    let me = cpu::identity();
+    match FAILED.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => {
+            let others = cpu::running().iter().filter(|cpu| cpu.number() != cpu::this().number());
+            let count = others.map(|cpu| apic::local::interrupt_unmaskably(cpu.apic_id())).count();
+            let start = cpu::tsc();
+            while STOPPED.load(Ordering::Relaxed) < count && cpu::tsc() - start < PATIENCE {
+                core::hint::spin_loop();
+            }
+            ALONE.store(true, Ordering::Relaxed);
+            true
+        }
+        Err(first) if first == me => false,
+        Err(_) => stop(),
+    }
+}
+
+/// Stops this CPU for ever, since another failed.
+fn stop() -> ! {
+    STOPPED.fetch_add(1, Ordering::Relaxed);
+    cpu::halt()
+}
 
 /// Reports exception `vector`. Returns from an NMI only: nothing else of ours can go on.
 pub fn report(vector: u8, at: &Interrupted) {
     let name = NAMES[usize::from(vector) % NAMES.len()];
     if vector == NMI {
-        error!("a non-maskable interrupt came while at {:#x}", at.rip);
-        return;
+        return report_nmi(at);
     }
-    if FAILING.swap(true, Ordering::Relaxed) {
+    if vector == MACHINE_CHECK {
+        report_machine_check("");
+    }
+    if !fail() {
         error!("{name} at {:#x} while reporting a failure", at.rip);
         cpu::halt();
     }
-    error!("{name} (vector {vector}), error code {:#x}, on CPU {}", at.error_code, cpu::this().number);
-    if vector == MACHINE_CHECK {
-        report_machine_check();
-    }
+    error!("{name} (vector {vector}), error code {:#x}, on CPU {}", at.error_code, cpu::this().number());
     error!("rip {:#018x}  rflags {:#x}  cs {:#x}  ss {:#x}", at.rip, at.rflags, at.cs, at.ss);
     error!("rax {:#018x}  rbx {:#018x}  rcx {:#018x}  rdx {:#018x}", at.rax, at.rbx, at.rcx, at.rdx);
     error!("rsi {:#018x}  rdi {:#018x}  rbp {:#018x}  rsp {:#018x}", at.rsi, at.rdi, at.rbp, at.rsp);
@@ -83,7 +120,7 @@ pub fn report(vector: u8, at: &Interrupted) {
     error!("r12 {:#018x}  r13 {:#018x}  r14 {:#018x}  r15 {:#018x}", at.r12, at.r13, at.r14, at.r15);
     let (cr2, cr3, cr4) = control_registers();
     error!("cr2 {cr2:#018x}  cr3 {cr3:#x}  cr4 {cr4:#x}");
-    if let Some(stack) = stacks::hit_guard(cr2).filter(|_| vector == 14 || vector == 8) {
+    if let Some(stack) = cpu::this().stacks.hit_guard(cr2).filter(|_| vector == 14 || vector == 8) {
         error!("{cr2:#x} is the guard page below {stack}: that stack is full");
     }
     error!("at {:#x}", at.rip);
@@ -92,20 +129,32 @@ pub fn report(vector: u8, at: &Interrupted) {
     cpu::halt()
 }
 
+/// Tells an NMI, unless it is another CPU's way to stop this one.
+fn report_nmi(at: &Interrupted) {
+    let cpu = cpu::this();
+    match FAILED.load(Ordering::Relaxed) {
+        0 => error!("a non-maskable interrupt came on CPU {} while at {:#x}", cpu.number(), at.rip),
+        failed if failed == cpu::identity() => {}
+        // It stops by itself when it has said why.
+        _ if cpu.tells_machine_check.load(Ordering::Relaxed) => {}
+        _ => stop(),
+    }
+}
+
 /// Tells a machine check that struck while a guest ran, and stops: nobody knows what it damaged.
-pub fn machine_check_in_guest() {
-    error!("machine check while a guest ran, on CPU {}", cpu::this().number);
-    report_machine_check();
+pub fn machine_check_in_guest() -> ! {
+    report_machine_check(" while a guest ran");
+    fail();
     log::flush();
     cpu::halt()
 }
 
-/// Tells a panic and stops this CPU.
+/// Tells a panic and stops the machine.
 pub fn panic(info: &PanicInfo) -> ! {
-    if FAILING.swap(true, Ordering::Relaxed) {
+    if !fail() {
         cpu::halt();
     }
-    error!("{info}");
+    error!("on CPU {}: {info}", cpu::this().number());
     let frame: u64;
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags)) }
@@ -117,7 +166,7 @@ pub fn panic(info: &PanicInfo) -> ! {
 /// Names the callers that the chain of frame pointers from `frame` on leads to, as far as it lies on a stack
 /// of ours.
 fn backtrace(mut frame: u64) {
-    let Some(stack) = stacks::containing(frame) else { return };
+    let Some(stack) = cpu::this().stacks.containing(frame) else { return };
     for _ in 0..DEPTH {
         if !frame.is_multiple_of(8) || frame < stack.start || frame + 16 > stack.end {
             return;
@@ -148,21 +197,26 @@ fn control_registers() -> (u64, u64, u64) {
     (cr2, cr3, cr4)
 }
 
-/// Names the banks that hold an error.
-fn report_machine_check() {
-    if !Features::read().machine_check {
-        return;
-    }
-    let banks = cpu::read_msr(MCG_CAP) as u32 & 0xff;
-    error!("machine check status {:#x}", cpu::read_msr(MCG_STATUS));
-    for bank in 0..banks {
-        let status = cpu::read_msr(MC0_STATUS + 4 * bank);
-        // VAL: the bank holds an error; ADDRV: it knows where.
-        if status >> 63 == 1 {
-            let address = if status >> 58 & 1 == 1 { cpu::read_msr(MC0_STATUS + 4 * bank + 1) } else { 0 };
-            error!("bank {bank}: status {status:#018x}, address {address:#x}");
+/// Tells that a machine check came on this CPU, and which banks hold an error. It comes on all CPUs, and the one
+/// whose banks say why need not be the first, so each tells its own.
+fn report_machine_check(when: &str) {
+    let cpu = cpu::this();
+    cpu.tells_machine_check.store(true, Ordering::Relaxed);
+    error!("machine check on CPU {}{when}", cpu.number());
+    if Features::read().machine_check {
+        let banks = cpu::read_msr(MCG_CAP) as u32 & 0xff;
+        error!("machine check status {:#x}", cpu::read_msr(MCG_STATUS));
+        for bank in 0..banks {
+            let status = cpu::read_msr(MC0_STATUS + 4 * bank);
+            // VAL: the bank holds an error; ADDRV: it knows where.
+            if status >> 63 == 1 {
+                let address =
+                    if status >> 58 & 1 == 1 { cpu::read_msr(MC0_STATUS + 4 * bank + 1) } else { 0 };
+                error!("CPU {}, bank {bank}: status {status:#018x}, address {address:#x}", cpu.number());
+            }
         }
     }
+    cpu.tells_machine_check.store(false, Ordering::Relaxed);
 }
 
 /// A mistake made on purpose, so that the report, W^X and the guard pages can be tried on the machine itself.

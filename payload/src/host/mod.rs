@@ -10,13 +10,16 @@ pub mod exceptions;
 pub mod heap;
 mod image;
 pub mod interrupts;
+pub mod lock;
 pub mod memory;
 pub mod mmio;
+mod mtrr;
 pub mod paging;
 pub mod physical;
 pub mod port;
 pub mod power;
 pub mod rtc;
+pub mod smp;
 pub mod stacks;
 pub mod time;
 
@@ -30,8 +33,7 @@ const EARLY_LIMIT: u64 = 1 << 32;
 
 /// Makes the CPU ours: descriptor tables, exceptions, and the small heap inside the image.
 pub fn start_cpu() {
-    cpu::start_boot_cpu(&stacks::BOOT_INTERRUPT_STACKS);
-    interrupts::load();
+    cpu::start_boot_cpu();
     heap::start_early();
 }
 
@@ -48,13 +50,14 @@ pub fn start_memory(records: &[Record]) -> &'static FrameAllocator {
     // SAFETY: `free` is RAM by firmware's word, less everything of ours; what it gives before our page tables
     // are in use lies below 4 GiB, which the entry's map.
     let frames = Box::leak(Box::new(unsafe { FrameAllocator::new(core::mem::take(&mut map.free)) }));
+    smp::set_start_up_page(map.start_up_page());
     paging::start(&map, frames).unwrap_or_else(|error| panic!("page tables: {error}"));
     frames
 }
 
-/// Switches virtualization on for this CPU.
+/// Switches virtualization on for the CPU this runs on; called once on each.
 pub fn enable_virtualization() -> Result<Core, Unsupported> {
     // SAFETY: ring 0, identity-mapped; this CPU's descriptor tables are its own for good, and the boot calls
-    // this once.
+    // this once a CPU.
     unsafe { Core::enable() }
 }

@@ -2,7 +2,7 @@
 // Unsafe because a stack is memory that the CPU writes behind the language's back.
 #![allow(unsafe_code)]
 
-use super::memory::Range;
+use super::memory::{Frames, Range};
 use core::cell::UnsafeCell;
 
 /// A page, and the size of a guard.
@@ -33,26 +33,21 @@ impl<const BYTES: usize> Stack<BYTES> {
         self.stack.get() as u64 + BYTES as u64
     }
 
-    /// The page that must not be mapped.
-    pub fn guard(&self) -> Range {
-        let start = self.guard.get() as u64;
-        Range::new(start, start + PAGE as u64)
-    }
-
-    /// The bytes above the guard.
-    pub fn bytes(&self) -> Range {
-        Range::new(self.top() - BYTES as u64, self.top())
+    /// The page that must not be mapped, and the bytes above it.
+    fn ranges(&self) -> (Range, Range) {
+        let (guard, stack) = (self.guard.get() as u64, self.stack.get() as u64);
+        (Range::new(guard, stack), Range::new(stack, self.top()))
     }
 }
 
-/// The type of the boot CPU's stack.
-pub type BootStack = Stack<0x1_0000>;
+/// The type of the stack that a CPU runs on.
+pub type MainStack = Stack<0x1_0000>;
 
-/// The boot CPU's stack, from the first instruction on.
-pub static BOOT_STACK: BootStack = Stack::new();
-
-/// The stacks that the CPU switches to by itself, whatever state the interrupted one is in.
-pub struct InterruptStacks {
+/// One CPU's stacks. It switches to all but the first by itself, whatever state the interrupted one is in.
+#[repr(C)]
+pub struct CpuStacks {
+    /// The stack it runs on, first for those who start a CPU there.
+    pub main: MainStack,
     /// For non-maskable interrupts.
     pub nmi: Stack<0x4000>,
     /// For double faults.
@@ -61,33 +56,52 @@ pub struct InterruptStacks {
     pub machine_check: Stack<0x4000>,
 }
 
-/// The boot CPU's interrupt stacks.
-pub static BOOT_INTERRUPT_STACKS: InterruptStacks =
-    InterruptStacks { nmi: Stack::new(), double_fault: Stack::new(), machine_check: Stack::new() };
+/// The boot CPU's stacks, the main one in use from the first instruction on.
+pub static BOOT_STACKS: CpuStacks = CpuStacks::new();
 
-/// The guard page and the bytes of each stack, with whose it is.
-fn all() -> [(&'static str, Range, Range); 4] {
-    let stacks = &BOOT_INTERRUPT_STACKS;
-    let (nmi, double_fault, machine_check) = (&stacks.nmi, &stacks.double_fault, &stacks.machine_check);
-    [
-        ("the boot CPU's stack", BOOT_STACK.guard(), BOOT_STACK.bytes()),
-        ("the NMI stack", nmi.guard(), nmi.bytes()),
-        ("the double-fault stack", double_fault.guard(), double_fault.bytes()),
-        ("the machine-check stack", machine_check.guard(), machine_check.bytes()),
-    ]
-}
+impl CpuStacks {
+    /// The distance in bytes from the start to the main stack's first push.
+    pub const MAIN_TOP: usize = core::mem::offset_of!(Self, main) + MainStack::SIZE;
 
-/// The guard pages of all stacks.
-pub fn guards() -> [Range; 4] {
-    all().map(|(_, guard, _)| guard)
-}
+    const fn new() -> Self {
+        Self {
+            main: Stack::new(),
+            nmi: Stack::new(),
+            double_fault: Stack::new(),
+            machine_check: Stack::new(),
+        }
+    }
 
-/// Whose stack's guard page `address` lies in.
-pub fn hit_guard(address: u64) -> Option<&'static str> {
-    all().into_iter().find(|(_, guard, _)| guard.contains(address)).map(|(name, _, _)| name)
-}
+    /// As many as fit into `frames`, whose memory they take for good. Their guards are still mapped.
+    pub fn in_frames(frames: Frames) -> &'static [Self] {
+        let bytes = frames.into_bytes();
+        // SAFETY: the bytes are nobody else's, for ever, start on a page, and hold that many stacks, of which any
+        // bytes are valid.
+        unsafe { core::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<Self>()) }
+    }
 
-/// The stack that `address` lies on, for backtraces.
-pub fn containing(address: u64) -> Option<Range> {
-    all().into_iter().map(|(_, _, bytes)| bytes).find(|bytes| bytes.contains(address))
+    /// The guard page and the bytes of each stack, with its name.
+    fn all(&self) -> [(&'static str, (Range, Range)); 4] {
+        [
+            ("the CPU's stack", self.main.ranges()),
+            ("the NMI stack", self.nmi.ranges()),
+            ("the double-fault stack", self.double_fault.ranges()),
+            ("the machine-check stack", self.machine_check.ranges()),
+        ]
+    }
+
+    /// The guard pages.
+    pub fn guards(&self) -> [Range; 4] {
+        self.all().map(|(_, (guard, _))| guard)
+    }
+
+    /// Which stack's guard page `address` lies in.
+    pub fn hit_guard(&self, address: u64) -> Option<&'static str> {
+        self.all().into_iter().find(|(_, (guard, _))| guard.contains(address)).map(|(name, _)| name)
+    }
+
+    /// The stack that `address` lies on, for backtraces.
+    pub fn containing(&self, address: u64) -> Option<Range> {
+        self.all().into_iter().map(|(_, (_, bytes))| bytes).find(|bytes| bytes.contains(address))
+    }
 }

@@ -12,8 +12,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
 use vmm_core::time::Instant;
 
-/// IA32_APIC_BASE and its bits: x2APIC mode, enabled; the address above bit 12.
+/// IA32_APIC_BASE and its bits: the boot CPU's, x2APIC mode, enabled; the address above bit 12.
 const APIC_BASE: u32 = 0x1b;
+const BOOT_CPU: u64 = 1 << 8;
 const X2APIC: u64 = 1 << 10;
 const ENABLED: u64 = 1 << 11;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -45,6 +46,9 @@ const SOFTWARE_ENABLED: u32 = 1 << 8;
 /// fixed interrupts alike want set.
 const SEND_PENDING: u32 = 1 << 12;
 const ASSERT: u32 = 1 << 14;
+const DELIVER_INIT: u32 = 5 << 8;
+const DELIVER_START_UP: u32 = 6 << 8;
+const TO_OTHERS: u32 = 3 << 18;
 /// In a local vector table entry.
 const MASKED: u32 = 1 << 16;
 const DELIVER_NMI: u32 = 4 << 8;
@@ -53,6 +57,8 @@ const MODE_TSC_DEADLINE: u32 = 2 << 17;
 const DIVIDE_BY_1: u32 = 0b1011;
 
 static ACCESS: Once<Access> = Once::new();
+/// IA32_APIC_BASE as all CPUs have it.
+static BASE: AtomicU64 = AtomicU64::new(0);
 /// How often the timer ticks in a nanosecond, times 2³²; zero while that is not known, or where deadlines are in
 /// ticks of the TSC.
 static TICKS_A_NANO: AtomicU64 = AtomicU64::new(0);
@@ -80,27 +86,59 @@ impl Access {
     }
 }
 
-/// Takes over this CPU's APIC in the mode firmware left it in: on, nothing masked by priority, old-style
-/// interrupts off, the timer still.
-pub fn start() -> Result<(), DeviceError> {
-    let base = cpu::read_msr(APIC_BASE);
+impl Access {
+    /// Brings the APIC into the state that [`start`] promises; `lint1` is the entry of the pin that boards use
+    /// for non-maskable interrupts.
+    fn set_up(&self, lint1: u32) {
+        self.write(register::SPURIOUS, SOFTWARE_ENABLED | u32::from(vector::SPURIOUS));
+        self.write(register::TASK_PRIORITY, 0);
+        self.write(register::LVT_LINT0, MASKED);
+        self.write(register::LVT_LINT1, lint1);
+        self.write(register::LVT_ERROR, MASKED);
+        self.write(register::LVT_TIMER, MASKED | u32::from(vector::TIMER));
+        self.write(register::DIVIDE, DIVIDE_BY_1);
+        self.write(register::INITIAL_COUNT, u32::MAX);
+    }
+}
+
+/// Takes over the boot CPU's APIC: on, nothing masked by priority, old-style interrupts off, the timer still. It
+/// stays in the mode firmware left it in, unless `x2apic` asks for the one that knows numbers above 254.
+pub fn start(x2apic: bool) -> Result<(), DeviceError> {
+    let mut base = cpu::read_msr(APIC_BASE) | ENABLED;
     // SAFETY: only sets the bit that switches the APIC on, which every CPU with long mode has.
-    unsafe { cpu::write_msr(APIC_BASE, base | ENABLED) };
+    unsafe { cpu::write_msr(APIC_BASE, base) };
+    if x2apic && Features::read().x2apic {
+        base |= X2APIC;
+        // SAFETY: the APIC is on, and can do that; none of its registers is in use yet.
+        unsafe { cpu::write_msr(APIC_BASE, base) };
+    }
     let access = if base & X2APIC != 0 {
         Access::Msrs
     } else {
         Access::Memory(map_device(Range::with_len(base & ADDRESS, 0x1000), Cache::Uncached)?)
     };
-    access.write(register::SPURIOUS, SOFTWARE_ENABLED | u32::from(vector::SPURIOUS));
-    access.write(register::TASK_PRIORITY, 0);
-    access.write(register::LVT_LINT0, MASKED);
-    access.write(register::LVT_LINT1, DELIVER_NMI);
-    access.write(register::LVT_ERROR, MASKED);
-    access.write(register::LVT_TIMER, MASKED | u32::from(vector::TIMER));
-    access.write(register::DIVIDE, DIVIDE_BY_1);
-    access.write(register::INITIAL_COUNT, u32::MAX);
+    access.set_up(DELIVER_NMI);
+    BASE.store(base & !BOOT_CPU, Ordering::Relaxed);
     ACCESS.call_once(|| access);
     Ok(())
+}
+
+/// Brings the APIC of another CPU, the one this runs on, into the mode and place of the boot CPU's. Non-maskable
+/// interrupts of the board remain the boot CPU's.
+pub fn join() {
+    let Some(access) = ACCESS.get() else { return };
+    let (wanted, found) = (BASE.load(Ordering::Relaxed), cpu::read_msr(APIC_BASE));
+    // SAFETY: the boot CPU's APIC is in that mode, and CPUs are alike. From x2APIC mode the way back leads
+    // through off, and into it through on (SDM 3, figure 11-27).
+    unsafe {
+        if found & X2APIC != 0 && wanted & X2APIC == 0 {
+            cpu::write_msr(APIC_BASE, found & !(X2APIC | ENABLED));
+        }
+        cpu::write_msr(APIC_BASE, wanted & !X2APIC | found & X2APIC & wanted);
+        cpu::write_msr(APIC_BASE, wanted);
+    }
+    access.set_up(MASKED);
+    start_timer_here(access);
 }
 
 /// This CPU's APIC number, 0 where there is no APIC.
@@ -121,6 +159,11 @@ pub fn mode() -> &'static str {
     }
 }
 
+/// Whether it can interrupt CPUs whose APICs have numbers above 254.
+pub fn knows_large_numbers() -> bool {
+    matches!(ACCESS.get(), Some(Access::Msrs))
+}
+
 /// What is left of the free-running count that [`start`] began: for calibration.
 pub fn remaining_count() -> u32 {
     ACCESS.get().map_or(0, |access| access.read(register::CURRENT_COUNT))
@@ -128,15 +171,21 @@ pub fn remaining_count() -> u32 {
 
 /// Makes the timer ready for [`arm`]: it runs at `khz`, or by the TSC where the CPU can do that.
 pub fn start_timer(khz: u64) {
-    let Some(access) = ACCESS.get() else { return };
+    if !Features::read().tsc_deadline {
+        TICKS_A_NANO.store(per_nano(khz).max(1), Ordering::Relaxed);
+    }
+    ACCESS.get().map(start_timer_here);
+}
+
+/// The same on the CPU this runs on, whose timer runs like the boot CPU's.
+fn start_timer_here(access: &Access) {
     access.write(register::INITIAL_COUNT, 0);
-    if Features::read().tsc_deadline {
+    if TICKS_A_NANO.load(Ordering::Relaxed) == 0 {
         access.write(register::LVT_TIMER, MODE_TSC_DEADLINE | u32::from(vector::TIMER));
         // SAFETY: orders the write to the APIC's page before later ones to IA32_TSC_DEADLINE (SDM 11.5.4.1).
         unsafe { core::arch::x86_64::_mm_mfence() };
     } else {
         access.write(register::LVT_TIMER, u32::from(vector::TIMER));
-        TICKS_A_NANO.store(per_nano(khz).max(1), Ordering::Relaxed);
     }
 }
 
@@ -165,13 +214,49 @@ pub fn arm(clock: &Clock, deadline: Option<Instant>) {
     access.write(register::INITIAL_COUNT, count);
 }
 
+/// Whom to send an interrupt to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The CPU whose APIC has this number.
+    Cpu(u32),
+    /// All CPUs but this one, whether they are known or not.
+    Others,
+}
+
 /// Has `vector` come on the CPU whose APIC is `apic_id`.
 pub fn interrupt(apic_id: u32, vector: u8) {
-    send(apic_id, ASSERT | u32::from(vector));
+    send(Target::Cpu(apic_id), u32::from(vector));
+}
+
+/// Sends a non-maskable interrupt to the CPU whose APIC is `apic_id`.
+pub fn interrupt_unmaskably(apic_id: u32) {
+    send(Target::Cpu(apic_id), DELIVER_NMI);
+}
+
+/// Has CPUs wait for [`start_up`], whatever they were at (SDM 3, 9.4.4).
+///
+/// # Safety
+///
+/// Nothing that they were at is needed any more.
+pub unsafe fn init(target: Target) {
+    send(target, DELIVER_INIT);
+}
+
+/// Has waiting CPUs run the code at `page`, an address below 1 MiB, in real mode; leaves the others alone.
+///
+/// # Safety
+///
+/// Code that is made for this lies there.
+pub unsafe fn start_up(target: Target, page: u64) {
+    send(target, DELIVER_START_UP | (page >> 12) as u32 & 0xff);
 }
 
 /// Writes the interrupt command register (SDM 3, 11.6.1 and 11.12.9).
-fn send(apic_id: u32, command: u32) {
+fn send(target: Target, command: u32) {
+    let (apic_id, command) = match target {
+        Target::Cpu(apic_id) => (apic_id, command | ASSERT),
+        Target::Others => (0, command | ASSERT | TO_OTHERS),
+    };
     match ACCESS.get() {
         Some(Access::Msrs) => {
             let both = u64::from(apic_id) << 32 | u64::from(command);

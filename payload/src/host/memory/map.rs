@@ -4,8 +4,10 @@ use super::range::{Range, RangeSet};
 
 /// A page: the unit of all bookkeeping.
 pub const PAGE: u64 = 0x1000;
-/// The first MiB is firmware's and the APs'.
+/// The first MiB is firmware's and the starting CPUs'.
 const LOW_MEMORY: Range = Range::new(0, 0x10_0000);
+/// Where the legacy devices' memory begins: no CPU can be started from there on (SDM 3, 11.6.1).
+const LEGACY_DEVICES: u64 = 0xa_0000;
 
 /// What a firmware memory record says of its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,13 @@ impl MemoryMap {
         used.iter().for_each(|range| map.free.remove(range.grow_to(PAGE)));
         map
     }
+
+    /// The highest page of RAM that a CPU can be started at.
+    pub fn start_up_page(&self) -> Option<u64> {
+        let page = self.ram.clone().take(PAGE, PAGE, LEGACY_DEVICES)?;
+        // The page tables leave page zero out.
+        (page.start != 0).then_some(page.start)
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +90,7 @@ mod tests {
         assert!(!map.free.overlaps(image.grow_to(PAGE)));
         assert!(!map.free.overlaps(Range::new(0, MIB)));
         assert!(map.ram.covers(Range::new(0x1000, 0xa_0000)));
+        assert_eq!(map.start_up_page(), Some(0x9_f000));
         assert_eq!(map.free.len(), map.ram.len() - 0x9_f000 - 0x2000);
     }
 

@@ -101,20 +101,52 @@ pub fn start(map: &MemoryMap, frames: &'static FrameAllocator) -> Result<(), Dev
     for (range, rights) in image::sections() {
         tables.map(range, rights)?;
     }
-    for guard in stacks::guards() {
+    for guard in stacks::BOOT_STACKS.guards() {
         tables.unmap(guard)?;
     }
     // SAFETY: the tables map our code, data and stacks to where they are, so the next instruction and every
-    // pointer in use stay good; PAT entries 0 to 3, the only ones in use so far, keep their meaning.
-    unsafe {
-        cpu::write_msr(IA32_PAT, PAT);
-        load(tables.root());
-    }
+    // pointer in use stay good.
+    unsafe { use_tables(tables.root()) }
     SPACE.call_once(|| {
         let (lent, devices) = (RangeSet::new(), RangeSet::new());
         Mutex::new(AddressSpace { tables, ram: map.ram.clone(), lent, devices })
     });
     Ok(())
+}
+
+/// Has another CPU, which came here on the tables at [`root`], use them as they are now.
+pub fn join() {
+    // SAFETY: these tables map everything in use.
+    unsafe { use_tables(root()) }
+}
+
+/// The address of our tables, which lie below 4 GiB; zero before [`start`].
+pub fn root() -> u64 {
+    SPACE.get().map_or(0, |space| space.lock().tables.root())
+}
+
+/// Takes the pages below stacks away. No CPU has used them yet, so none but this remembers where they were.
+pub fn remove_guards(guards: impl Iterator<Item = Range>) -> Result<(), DeviceError> {
+    let mut space = SPACE.get().ok_or(DeviceError::TooEarly)?.lock();
+    for guard in guards {
+        space.tables.unmap(guard)?;
+    }
+    // SAFETY: the tables in use; what they lost is used by nobody.
+    unsafe { load(space.tables.root()) }
+    Ok(())
+}
+
+/// Gives page attributes the meaning that the tables at `root` rely on, and runs on these.
+///
+/// # Safety
+///
+/// The tables map everything in use to itself, cached as entries 0 to 3 of the PAT say after reset.
+unsafe fn use_tables(root: u64) {
+    // SAFETY: every CPU with long mode has a PAT; entries 0 to 3 keep their meaning.
+    unsafe {
+        cpu::write_msr(IA32_PAT, PAT);
+        load(root);
+    }
 }
 
 /// Runs on the tables at `root`, forgetting all cached translations.
@@ -165,6 +197,7 @@ impl AddressSpace {
             return Err(DeviceError::InUse(range));
         }
         self.tables.map(pages, rights)?;
+        // Other CPUs may go on with a right to firmware's memory that is no longer given: they do not use it.
         // SAFETY: the tables are the ones in use; they only gained pages, or changed firmware's.
         unsafe { load(self.tables.root()) };
         Ok(())
