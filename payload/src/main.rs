@@ -62,7 +62,10 @@ fn boot(table: u64, entry_tsc: u64) -> ! {
 
     let acpi = read_acpi(&table);
     let clock = start_interrupts_and_time(&table, acpi.as_ref(), entry_tsc);
-    smp::start(acpi.as_ref(), frames, clock);
+    let core = start_virtualization();
+    if core.is_some() {
+        smp::start(acpi.as_ref(), frames, clock);
+    }
     check_page_tables();
     timeline::mark(Step::Devices);
 
@@ -75,7 +78,7 @@ fn boot(table: u64, entry_tsc: u64) -> ! {
         Err(error) => error!("flash: {error}"),
     }
 
-    if let (Some(mut core), Ok(cbfs)) = (start_virtualization(), cbfs) {
+    if let (Some(mut core), Ok(cbfs)) = (core, cbfs) {
         let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, frames)));
         let monitor: &'static Monitor = Box::leak(Box::new(Monitor::new(machine)));
         add_guests(monitor, &core, &cbfs, frames);
@@ -131,6 +134,7 @@ fn run_guests(
     timeline::mark(Step::FirstGuestInstruction);
     timeline::print(clock);
     publish_timeline(table);
+    smp::run(Box::leak(Box::new(|core: &mut Core| monitor.run_core(core, || true))));
     monitor.run_core(core, || !monitor.is_idle());
     let guests = monitor.guests();
     if !guests.is_empty() && guests.iter().all(|guest| guest.last_end == Some(End::PowerOff)) {

@@ -19,6 +19,7 @@ use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use core::time::Duration;
 use spin::Once;
 use start_up::StartUpPage;
+use vmm_core::cpu::Core;
 
 /// How long the CPUs that ACPI lists are waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -36,7 +37,10 @@ static COMING: Once<Vec<Coming>> = Once::new();
 /// How many CPUs had memory types other than the boot CPU's.
 static ADOPTED: AtomicUsize = AtomicUsize::new(0);
 /// What they all are to do.
-static TASK: Once<&'static (dyn Fn(usize) + Sync)> = Once::new();
+static TASK: Once<Task> = Once::new();
+
+/// What a CPU is to do with its virtualization.
+pub type Task = &'static (dyn Fn(&mut Core) + Sync);
 
 /// A CPU that may come, and where it stands.
 struct Coming {
@@ -47,7 +51,7 @@ struct Coming {
 /// The states of [`Coming`].
 const AWAITED: u8 = 0;
 const RUNS: u8 = 1;
-const TOO_LATE: u8 = 2;
+const LEFT_OUT: u8 = 2;
 
 impl Coming {
     /// Goes from [`AWAITED`] to `state`, unless somebody was quicker.
@@ -55,8 +59,8 @@ impl Coming {
         self.state.compare_exchange(AWAITED, state, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    fn runs(&self) -> bool {
-        self.state.load(Ordering::Acquire) == RUNS
+    fn is(&self, state: u8) -> bool {
+        self.state.load(Ordering::Acquire) == state
     }
 }
 
@@ -73,7 +77,8 @@ pub fn needs_x2apic(acpi: &Acpi) -> bool {
     cpus.filter(|cpu| cpu.enabled).any(|cpu| cpu.apic_id > HIGHEST_XAPIC_ID)
 }
 
-/// Starts all other CPUs, which then halt until [`run`]. The local APIC and the clock have been started.
+/// Starts all other CPUs and switches their virtualization on; then they halt until [`run`]. The local APIC and
+/// the clock have been started.
 pub fn start(acpi: Option<&Acpi>, frames: &'static FrameAllocator, clock: &Clock) {
     let listed = acpi.and_then(others);
     let whom: Vec<Target> = match &listed {
@@ -161,11 +166,11 @@ fn bring_up(
         stacks.iter().enumerate().map(new).collect()
     });
     page.start(whom, stacks, |pause| wait(clock, pause, || false));
-    wait(clock, PATIENCE, || coming.iter().all(Coming::runs));
+    wait(clock, PATIENCE, || coming.iter().all(|coming| !coming.is(AWAITED)));
     page.close();
     coming
         .iter()
-        .filter(|coming| !coming.becomes(TOO_LATE) && coming.runs())
+        .filter(|coming| !coming.becomes(LEFT_OUT) && coming.is(RUNS))
         .map(|coming| &coming.cpu)
         .collect()
 }
@@ -188,6 +193,15 @@ fn join(ticket: usize) -> ! {
     }
     local::join();
     coming.cpu.set_apic_id(local::id());
+    // Where a CPU is not what the others are, it must be known before anything counts on it.
+    let mut core = match super::enable_virtualization() {
+        Ok(core) => core,
+        Err(error) => {
+            warn!("the CPU whose APIC is {:#x}: {error}", local::id());
+            coming.becomes(LEFT_OUT);
+            cpu::halt()
+        }
+    };
     if !coming.becomes(RUNS) {
         cpu::halt();
     }
@@ -196,7 +210,7 @@ fn join(ticket: usize) -> ! {
         agreement::answer(coming.cpu.number());
     }
     if let Some(task) = TASK.get() {
-        task(coming.cpu.number());
+        task(&mut core);
     }
     loop {
         interrupts::idle();
@@ -227,9 +241,8 @@ fn compare_counters(clock: &Clock) {
     }
 }
 
-#[expect(dead_code, reason = "the monitor runs on one core so far")]
-/// Has every other CPU run `task` with its number. Called once; a CPU that comes back halts.
-pub fn run(task: &'static (dyn Fn(usize) + Sync)) {
+/// Has every other CPU do `task`. Called once; a CPU that comes back halts.
+pub fn run(task: Task) {
     TASK.call_once(|| task);
     for cpu in cpu::running().iter().skip(1) {
         local::interrupt(cpu.apic_id(), interrupts::vector::WAKE);

@@ -8,6 +8,7 @@ use crate::memory::HostPhys;
 use ::core::arch::asm;
 use ::core::arch::x86_64::__cpuid;
 use ::core::fmt;
+use ::core::sync::atomic::{AtomicU64, Ordering};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
@@ -15,6 +16,9 @@ use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 const VM_CR: u32 = 0xc001_0114;
 const VM_CR_SVMDIS: u64 = 1 << 4;
 const VM_HSAVE_PA: u32 = 0xc001_0117;
+
+/// The next core's first generation of identifiers; so many are never used up.
+static FIRST_GENERATION: AtomicU64 = AtomicU64::new(1);
 
 /// CPUID 8000_000A, EDX: what this AMD-V can do.
 mod feature {
@@ -88,7 +92,12 @@ impl Core {
             permissions: Arc::from(PermissionMaps::new(&features)),
             host: Vmcb::zeroed(),
             save_area: Vmcb::zeroed(),
-            asids: Asids { next: 1, count: leaf.ebx.max(2), generation: 1 },
+            // Unlike on every other core: a virtual CPU keeps its identifier only where it got it.
+            asids: Asids {
+                next: 1,
+                count: leaf.ebx.max(2),
+                generation: FIRST_GENERATION.fetch_add(1 << 32, Ordering::Relaxed),
+            },
             last_attached: 0,
         };
         // SAFETY: SVM is there and not disabled; the save area is a page of ours that lives as long as
