@@ -11,7 +11,7 @@ use crate::chipset::{
 use crate::cpu::{Core, EntryFailure, Exit};
 use crate::cpuid::{CpuidConfig, CpuidInstruction, CpuidView, kvm};
 use crate::host::{Detail, Host, Terminal};
-use crate::memory::{GuestMemory, LayoutError, NestedTables, Region, TooHigh};
+use crate::memory::{GuestMemory, LayoutError, Region, TooHigh};
 use crate::schedule::Affinity;
 use crate::time::{Instant, TscClock};
 use crate::vcpu::Vcpu;
@@ -177,7 +177,7 @@ pub struct Guest {
     config: GuestConfig,
     host: &'static dyn Host,
     terminal: Arc<dyn Terminal>,
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
     pub(crate) chipset: Mutex<Chipset>,
     pub(crate) apics: LocalApics,
     pub(crate) clock: TscClock,
@@ -223,9 +223,8 @@ impl Guest {
         let features = core.features();
         let map =
             MemoryMap::new(config.memory, features.physical_address_bits).map_err(BuildError::MemoryMap)?;
-        let memory = allocate(&map, host)?;
-        let tables = NestedTables::new(&memory, core.nested_format(), features.gigabyte_pages)
-            .map_err(BuildError::TooHigh)?;
+        let memory = Arc::new(allocate(&map, host)?);
+        let tables = core.new_nested_tables(Arc::clone(&memory)).map_err(BuildError::TooHigh)?;
         let tables = Arc::new(tables);
         let images = boot::Images {
             kernel: config.kernel.bytes(),

@@ -11,8 +11,10 @@ mod context;
 mod exit;
 mod state;
 mod svm;
+mod tags;
+mod vmx;
 
-use crate::memory::{Format, NestedTables, Paging};
+use crate::memory::{Format, GuestMemory, NestedTables, PageSize, Paging, TooHigh};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
@@ -94,6 +96,8 @@ pub trait VirtualCpu: CpuView + Send {
     /// Asks for [`Exit::InterruptWindow`] as soon as an interrupt of this priority class (vector >> 4) can be
     /// taken, or takes the request back.
     fn request_interrupt_window(&mut self, priority_class: Option<u8>);
+    /// Asks for [`Exit::InterruptWindow`] once a non-maskable interrupt can be taken, which it cannot now.
+    fn request_nmi_window(&mut self);
     /// The task priority as last set by the guest through CR8 or by us, 0 to 15.
     fn task_priority_class(&self) -> u8;
     /// Sets what the guest reads from CR8, 0 to 15.
@@ -119,23 +123,44 @@ pub enum Unsupported {
     DisabledByFirmware,
     /// There is AMD-V without nested paging.
     NoNestedPaging,
+    /// VT-x is there, but IA32_FEATURE_CONTROL is locked without it (SDM 24.7).
+    VmxLockedOff,
+    /// There is VT-x without EPT.
+    NoExtendedPageTables,
+    /// There is VT-x whose guests cannot run in real mode.
+    NoUnrestrictedGuest,
+    /// There is VT-x without something else that is needed; the manual's name for it.
+    NoVmxFeature(&'static str),
+    /// VMXON failed although everything it asks for is there.
+    VmxonRefused,
 }
 
 impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoVirtualization => "this CPU has neither VT-x nor AMD-V, so no guest can run",
-            Self::DisabledByFirmware => {
-                "AMD-V is switched off by firmware (VM_CR.SVMDIS), so no guest can run"
+        let reason = match self {
+            Self::NoVirtualization => "this CPU has neither VT-x nor AMD-V",
+            Self::DisabledByFirmware => "AMD-V is switched off by firmware (VM_CR.SVMDIS)",
+            Self::NoNestedPaging => "this CPU's AMD-V has no nested paging",
+            Self::VmxLockedOff => "VT-x is switched off and locked by firmware (IA32_FEATURE_CONTROL)",
+            Self::NoExtendedPageTables => "this CPU has VT-x without EPT",
+            Self::NoUnrestrictedGuest => "this CPU has VT-x without unrestricted guest",
+            Self::NoVmxFeature(name) => {
+                return write!(f, "this CPU has VT-x without {name}, so no guest can run");
             }
-            Self::NoNestedPaging => "this CPU's AMD-V has no nested paging, so no guest can run",
-        })
+            Self::VmxonRefused => "VMXON failed, although firmware allows it",
+        };
+        write!(f, "{reason}, so no guest can run")
     }
 }
 
 /// One physical core that can run guests.
 pub struct Core {
-    svm: svm::Core,
+    backend: Backend,
+}
+
+enum Backend {
+    Svm(svm::Core),
+    Vmx(vmx::Core),
 }
 
 impl Core {
@@ -144,34 +169,55 @@ impl Core {
     /// # Safety
     ///
     /// The caller runs at ring 0 on an identity-mapped core whose interrupt table and TSS are loaded and stay
-    /// where they are, and calls this once a core.
+    /// where they are, and calls this once a core. The handler of vector 2 is one for NMIs, and returns.
     pub unsafe fn enable() -> Result<Self, Unsupported> {
         let features = HostFeatures::detect();
-        if !features.svm {
+        let backend = if features.svm {
+            // SAFETY: passed on to the caller.
+            Backend::Svm(unsafe { svm::Core::enable(features)? })
+        } else if features.vmx {
+            // SAFETY: passed on to the caller.
+            Backend::Vmx(unsafe { vmx::Core::enable(features)? })
+        } else {
             return Err(Unsupported::NoVirtualization);
-        }
-        // SAFETY: passed on to the caller.
-        Ok(Self { svm: unsafe { svm::Core::enable(features)? } })
+        };
+        Ok(Self { backend })
     }
 
     /// What the CPU offers, as far as backends and guests care.
     pub fn features(&self) -> &HostFeatures {
-        self.svm.features()
+        match &self.backend {
+            Backend::Svm(core) => core.features(),
+            Backend::Vmx(core) => core.features(),
+        }
     }
 
-    /// The format of nested page tables here.
-    pub fn nested_format(&self) -> Format {
-        Format::Npt
+    /// Nested tables for `memory`, in this CPU's format and with the largest pages it has.
+    pub fn new_nested_tables(&self, memory: Arc<GuestMemory>) -> Result<NestedTables, TooHigh> {
+        match &self.backend {
+            Backend::Svm(core) => {
+                let largest =
+                    if core.features().gigabyte_pages { PageSize::Gigabyte } else { PageSize::TwoMegabytes };
+                NestedTables::new(memory, Format::Npt, largest)
+            }
+            Backend::Vmx(core) => NestedTables::new(memory, Format::Ept, core.largest_nested_page()),
+        }
     }
 
     /// A new virtual CPU in its reset state, translating through `tables`.
     pub fn new_virtual_cpu(&self, tables: Arc<NestedTables>) -> Box<dyn VirtualCpu> {
-        Box::new(svm::Vcpu::new(&self.svm, tables))
+        match &self.backend {
+            Backend::Svm(core) => Box::new(svm::Vcpu::new(core, tables)),
+            Backend::Vmx(core) => Box::new(vmx::Vcpu::new(core, tables)),
+        }
     }
 }
 
 impl fmt::Display for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.svm.fmt(f)
+        match &self.backend {
+            Backend::Svm(core) => core.fmt(f),
+            Backend::Vmx(core) => core.fmt(f),
+        }
     }
 }

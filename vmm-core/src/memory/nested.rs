@@ -1,10 +1,11 @@
 //! Nested page tables: guest-physical to host-physical, in AMD's format (NPT) or Intel's (EPT).
 //!
 //! The tables are built once from the guest's regions, with the largest pages that fit, and never changed
-//! while the guest lives.
+//! while the guest lives. They keep the memory that they map.
 
 use super::{GuestMemory, GuestPhys, HostPhys};
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 const PAGE_SHIFT: u32 = 12;
@@ -43,6 +44,16 @@ impl Format {
     }
 }
 
+/// How much one entry may map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "the names are the sizes")]
+pub enum PageSize {
+    FourKilobytes = 1,
+    TwoMegabytes = 2,
+    Gigabyte = 3,
+}
+
 #[repr(C, align(4096))]
 struct Table([u64; 512]);
 
@@ -51,7 +62,8 @@ pub struct NestedTables {
     // Boxed one by one: the hardware holds their addresses.
     tables: Vec<Box<Table>>,
     format: Format,
-    largest: u8,
+    largest: PageSize,
+    memory: Arc<GuestMemory>,
 }
 
 /// A guest-physical address does not fit the tables.
@@ -59,9 +71,9 @@ pub struct NestedTables {
 pub struct TooHigh(pub GuestPhys);
 
 impl NestedTables {
-    /// The tables that map exactly `memory`. 1 GiB pages are used only where the CPU has them.
-    pub fn new(memory: &GuestMemory, format: Format, gigabyte_pages: bool) -> Result<Self, TooHigh> {
-        let mut tables = Self { tables: Vec::new(), format, largest: if gigabyte_pages { 3 } else { 2 } };
+    /// The tables that map exactly `memory`, with pages of `largest` at most.
+    pub fn new(memory: Arc<GuestMemory>, format: Format, largest: PageSize) -> Result<Self, TooHigh> {
+        let mut tables = Self { tables: Vec::new(), format, largest, memory: Arc::clone(&memory) };
         tables.add_table();
         for region in memory.regions() {
             tables.map(region.base(), region.host(), region.len())?;
@@ -72,6 +84,11 @@ impl NestedTables {
     /// Where the top-level table lies.
     pub fn root(&self) -> HostPhys {
         self.tables.first().map_or(HostPhys::new(0), |table| address_of(table))
+    }
+
+    /// The memory that they map.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
     }
 
     /// How much memory the tables themselves take, in bytes.
@@ -102,7 +119,7 @@ impl NestedTables {
     }
 
     fn level_that_fits(&self, from: GuestPhys, to: HostPhys, left: u64) -> u8 {
-        (2..=self.largest)
+        (2..=self.largest as u8)
             .rev()
             .find(|level| {
                 let size = page_size(*level);
@@ -175,12 +192,12 @@ mod tests {
         }
     }
 
-    fn tables(regions: &[(u64, u64, u64)], gigabyte_pages: bool) -> NestedTables {
+    fn tables(regions: &[(u64, u64, u64)], largest: PageSize) -> NestedTables {
         let regions = regions
             .iter()
             .map(|(guest, host, len)| Region::new(GuestPhys::new(*guest), Box::new(Fake(*host, *len))));
         let memory = GuestMemory::new(regions.collect()).unwrap();
-        NestedTables::new(&memory, Format::Npt, gigabyte_pages).unwrap()
+        NestedTables::new(Arc::new(memory), Format::Npt, largest).unwrap()
     }
 
     /// Walks as the hardware does; gives the host address and the page's level.
@@ -204,7 +221,10 @@ mod tests {
 
     #[test]
     fn the_largest_pages_that_fit_are_used() {
-        let tables = tables(&[(0, GIB, GIB + 0x20_1000), (4 * GIB, 8 * GIB + 0x20_0000, 0x40_0000)], true);
+        let tables = tables(
+            &[(0, GIB, GIB + 0x20_1000), (4 * GIB, 8 * GIB + 0x20_0000, 0x40_0000)],
+            PageSize::Gigabyte,
+        );
         assert_eq!(walk(&tables, 0x1234), Some((GIB + 0x1234, 3)));
         assert_eq!(walk(&tables, GIB + 5), Some((2 * GIB + 5, 2)));
         assert_eq!(walk(&tables, GIB + 0x20_0fff), Some((2 * GIB + 0x20_0fff, 1)));
@@ -215,14 +235,14 @@ mod tests {
 
     #[test]
     fn without_gigabyte_pages_two_megabytes_are_the_largest() {
-        let tables = tables(&[(0, GIB, GIB)], false);
+        let tables = tables(&[(0, GIB, GIB)], PageSize::TwoMegabytes);
         assert_eq!(walk(&tables, GIB - 1), Some((2 * GIB - 1, 2)));
         assert_eq!(tables.footprint(), 3 * 4096);
     }
 
     #[test]
     fn odd_alignment_falls_back_to_small_pages() {
-        let tables = tables(&[(0, 0x1000, 0x40_0000)], true);
+        let tables = tables(&[(0, 0x1000, 0x40_0000)], PageSize::Gigabyte);
         for at in [0, 0x1f_ffff, 0x3f_ffff] {
             assert_eq!(walk(&tables, at), Some((at + 0x1000, 1)));
         }
@@ -233,7 +253,7 @@ mod tests {
         let block = HeapBlock::zeroed(0x1000, 0x1000).unwrap();
         let region = Region::new(GuestPhys::new(1 << 48), Box::new(block));
         let memory = GuestMemory::new(alloc::vec![region]).unwrap();
-        let error = NestedTables::new(&memory, Format::Ept, true).err();
+        let error = NestedTables::new(Arc::new(memory), Format::Ept, PageSize::Gigabyte).err();
         assert_eq!(error, Some(TooHigh(GuestPhys::new(1 << 48))));
     }
 }

@@ -54,6 +54,7 @@ impl Vcpu {
                 apic.take_nmi();
                 self.cpu.inject(Event::Nmi);
             } else {
+                self.cpu.request_nmi_window();
                 self.attention = true;
             }
         }

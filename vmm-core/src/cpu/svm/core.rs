@@ -4,11 +4,11 @@ use super::permissions::PermissionMaps;
 use super::vmcb::Vmcb;
 use crate::cpu::Unsupported;
 use crate::cpu::context::{self, HostFeatures};
+use crate::cpu::tags::{Flush, Tag, Tags};
 use crate::memory::HostPhys;
 use ::core::arch::asm;
 use ::core::arch::x86_64::__cpuid;
 use ::core::fmt;
-use ::core::sync::atomic::{AtomicU64, Ordering};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
@@ -16,9 +16,6 @@ use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 const VM_CR: u32 = 0xc001_0114;
 const VM_CR_SVMDIS: u64 = 1 << 4;
 const VM_HSAVE_PA: u32 = 0xc001_0117;
-
-/// The next core's first generation of identifiers; so many are never used up.
-static FIRST_GENERATION: AtomicU64 = AtomicU64::new(1);
 
 /// CPUID 8000_000A, EDX: what this AMD-V can do.
 mod feature {
@@ -67,7 +64,7 @@ pub struct Core {
     /// VMSAVE's and VMRUN's places for the host's own state.
     host: Box<Vmcb>,
     save_area: Box<Vmcb>,
-    asids: Asids,
+    asids: Tags,
     last_attached: u64,
 }
 
@@ -92,12 +89,7 @@ impl Core {
             permissions: Arc::from(PermissionMaps::new(&features)),
             host: Vmcb::zeroed(),
             save_area: Vmcb::zeroed(),
-            // Unlike on every other core: a virtual CPU keeps its identifier only where it got it.
-            asids: Asids {
-                next: 1,
-                count: leaf.ebx.max(2),
-                generation: FIRST_GENERATION.fetch_add(1 << 32, Ordering::Relaxed),
-            },
+            asids: Tags::new(leaf.ebx),
             last_attached: 0,
         };
         // SAFETY: SVM is there and not disabled; the save area is a page of ours that lives as long as
@@ -133,8 +125,8 @@ impl Core {
         host
     }
 
-    /// An address-space identifier that is this virtual CPU's alone until `generation` ends.
-    pub fn asid(&mut self, held: Asid) -> (Asid, bool) {
+    /// The address-space identifier to use now in place of `held`, and what must be flushed first.
+    pub fn asid(&mut self, held: Tag) -> (Tag, Flush) {
         self.asids.assign(held)
     }
 
@@ -148,7 +140,7 @@ impl Core {
 
 impl fmt::Display for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AMD-V: nested paging, {} ASIDs", self.asids.count)?;
+        write!(f, "AMD-V: nested paging, {} ASIDs", self.asids.count())?;
         for (there, name) in [
             (self.svm.next_rip_save(), "next-RIP save"),
             (self.svm.flush_by_asid(), "flush by ASID"),
@@ -168,58 +160,4 @@ impl fmt::Display for Core {
 /// The physical address of a block: the monitor runs identity-mapped.
 pub fn address_of(block: &Vmcb) -> HostPhys {
     HostPhys::new(::core::ptr::from_ref(block).expose_provenance() as u64)
-}
-
-/// An address-space identifier and the generation it was given in.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Asid {
-    /// 1 and up; 0 is the host's and stands for none.
-    pub number: u32,
-    generation: u64,
-}
-
-/// One core's identifiers: given out in turn; when they run out, all translations go and a new generation
-/// begins.
-struct Asids {
-    next: u32,
-    count: u32,
-    generation: u64,
-}
-
-impl Asids {
-    /// The identifier to use now, and whether everything must be flushed first.
-    fn assign(&mut self, held: Asid) -> (Asid, bool) {
-        if held.number != 0 && held.generation == self.generation {
-            return (held, false);
-        }
-        let exhausted = self.next >= self.count;
-        if exhausted {
-            self.generation = self.generation.wrapping_add(1);
-            self.next = 1;
-        }
-        let number = self.next;
-        self.next = self.next.saturating_add(1);
-        // The very first generation starts on whatever firmware left behind.
-        (Asid { number, generation: self.generation }, exhausted || number == 1)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn identifiers_are_unique_within_a_generation() {
-        let mut asids = Asids { next: 1, count: 3, generation: 1 };
-        let (one, flush) = asids.assign(Asid::default());
-        assert!(flush);
-        let (two, flush) = asids.assign(Asid::default());
-        assert!(!flush && one.number != two.number);
-        assert_eq!(asids.assign(one), (one, false), "what is held stays");
-        let (three, flush) = asids.assign(Asid::default());
-        assert!(flush, "the identifiers ran out");
-        assert_eq!(three.number, 1);
-        let (again, _) = asids.assign(one);
-        assert_ne!(again, one, "an old generation's identifier is not used again");
-    }
 }

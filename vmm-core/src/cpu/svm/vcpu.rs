@@ -1,14 +1,15 @@
 //! A virtual CPU on AMD-V.
 
-use super::core::{Asid, Core, SvmFeatures, address_of};
+use super::core::{Core, SvmFeatures, address_of};
 use super::enter::enter;
 use super::permissions::PermissionMaps;
 use super::vmcb::{Vmcb, VmcbSegment, event, exit_code, intercept1, intercept2, virtual_interrupt};
 use crate::cpu::context::{Context, HostFeatures};
 use crate::cpu::state::PAT_AT_RESET;
+use crate::cpu::tags::{Flush, Tag};
 use crate::cpu::{
-    ControlRegisters, CpuState, CpuView, EntryFailure, Event, Exit, Gpr, MemoryAccess, PortAccess, Registers,
-    Segment, SegmentRegister, SystemMsr, VirtualCpu, Width, rflags,
+    Backend, ControlRegisters, CpuState, CpuView, EntryFailure, Event, Exit, Gpr, MemoryAccess, PortAccess,
+    Registers, Segment, SegmentRegister, SystemMsr, VirtualCpu, Width, rflags,
 };
 use crate::memory::{GuestPhys, HostPhys, NestedTables};
 use ::core::sync::atomic::{AtomicU64, Ordering};
@@ -45,7 +46,7 @@ pub struct Vcpu {
     features: HostFeatures,
     svm: SvmFeatures,
     identity: u64,
-    asid: Asid,
+    asid: Tag,
     spec_ctrl: u64,
     nmi_blocking: NmiBlocking,
     /// Where VMSAVE put the host's state, while attached.
@@ -65,7 +66,7 @@ impl Vcpu {
             features: *core.features(),
             svm: core.svm_features(),
             identity: IDENTITIES.fetch_add(1, Ordering::Relaxed),
-            asid: Asid::default(),
+            asid: Tag::default(),
             spec_ctrl: 0,
             nmi_blocking: NmiBlocking::None,
             host: None,
@@ -280,7 +281,7 @@ impl VirtualCpu for Vcpu {
         self.nmi_blocking = NmiBlocking::None;
         self.spec_ctrl = 0;
         // The block is a new one: nothing cached under the old identifier belongs to it.
-        self.asid = Asid::default();
+        self.asid = Tag::default();
 
         let vmcb = &mut *self.vmcb;
         vmcb.tsc_offset = tsc_offset;
@@ -297,18 +298,16 @@ impl VirtualCpu for Vcpu {
     }
 
     fn attach(&mut self, core: &mut crate::cpu::Core) {
-        let core = &mut core.svm;
+        let Backend::Svm(core) = &mut core.backend else { return };
         self.host = Some(core.save_host_state());
-        let (asid, flush_all) = core.asid(self.asid);
-        let fresh = asid != self.asid;
+        let (asid, flush) = core.asid(self.asid);
         self.asid = asid;
         self.vmcb.asid = asid.number;
         // TLB_CONTROL (APM 15.16.2): 1 flushes everything, 3 this identifier's entries.
-        self.vmcb.tlb_control = match (flush_all, fresh) {
-            (true, _) => 1,
-            (false, true) if self.svm.flush_by_asid() => 3,
-            (false, true) => 1,
-            (false, false) => 0,
+        self.vmcb.tlb_control = match flush {
+            Flush::Nothing => 0,
+            Flush::Tag if self.svm.flush_by_asid() => 3,
+            Flush::Tag | Flush::Everything => 1,
         };
         self.context.attach(core.note_attached(self.identity));
     }
@@ -410,6 +409,10 @@ impl VirtualCpu for Vcpu {
             self.vmcb.intercept1 &= !intercept1::VINTR;
         }
     }
+
+    /// The IRET that ends an NMI's handler is caught anyway, and a shadow lasts one instruction: by the next
+    /// exit, whatever its reason, it is over.
+    fn request_nmi_window(&mut self) {}
 
     fn task_priority_class(&self) -> u8 {
         (self.vmcb.virtual_interrupt & virtual_interrupt::TPR) as u8

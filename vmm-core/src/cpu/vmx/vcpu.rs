@@ -1,0 +1,871 @@
+//! A virtual CPU on VT-x.
+
+use super::check::{Rules, bad_control, first_bad_field};
+use super::control_registers::{
+    Access, Change, GeneralProtection, Mode, Shared as SharedRegister, cr4_offered, pdpte_is_valid,
+};
+use super::controls::{entry, primary};
+use super::core::{Core, Shared};
+use super::enter::{Switch, deliver_host_nmi, enter};
+use super::event::{ALIGNMENT_CHECK, DEBUG, Injection, MACHINE_CHECK};
+use super::exit::{ENTRY_FAILURE, EptViolation, port_access, reason, tells_instruction_length};
+use super::guest_state::{GuestState, VmcsSegment, interruptibility};
+use super::host_state;
+use super::unswitched::Unswitched;
+use super::vmcs::{self, Current, Field, Region, Scope, field, instruction_error};
+use crate::cpu::context::Context;
+use crate::cpu::state::PAT_AT_RESET;
+use crate::cpu::tags::Tag;
+use crate::cpu::{
+    Backend, CodeSize, ControlRegisters, CpuState, CpuView, EntryFailure, Event, Exit, Gpr, Registers,
+    Segment, SegmentRegister, SystemMsr, VirtualCpu, rflags,
+};
+use crate::memory::{GuestPhys, HostPhys, NestedTables};
+use ::core::sync::atomic::{AtomicU64, Ordering};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use x86_64::registers::control::Cr4;
+use x86_64::registers::model_specific::Msr;
+
+const IA32_SPEC_CTRL: u32 = 0x48;
+/// What a guest's EFER may hold on VT-x: SCE, LME, LMA, NXE.
+const EFER_KNOWN: u64 =
+    1 | ControlRegisters::EFER_LME | ControlRegisters::EFER_LMA | ControlRegisters::EFER_NXE;
+/// A machine check is the machine's, whoever runs when it strikes. A guest can have #DB and #AC raise
+/// themselves again while they are delivered, for ever: caught, that goes on with interrupts in between.
+const EXCEPTIONS: u32 = 1 << DEBUG | 1 << ALIGNMENT_CHECK | 1 << MACHINE_CHECK;
+/// How many cycles apart PAUSEs still count as one loop, and how many it may last.
+const PAUSE_LOOP_GAP: u64 = 128;
+const PAUSE_LOOP_WINDOW: u64 = 4096;
+/// DR6: single step; and all that a debug exception may report.
+const DR6_SINGLE_STEP: u64 = 1 << 14;
+const DR6_BREAKPOINTS: u64 = 0xf;
+const DR6_REPORTED: u64 = DR6_BREAKPOINTS | 1 << 13 | DR6_SINGLE_STEP;
+const DR7_GENERAL_DETECT: u64 = 1 << 13;
+/// TSS types: busy, of 16 and of 32 or 64 bits.
+const BUSY_TSS_16: u32 = 3;
+const BUSY_TSS: u32 = 11;
+
+/// Fields that [`Registers`] holds too.
+const IN_REGISTERS: [Field; 3] = [field::GUEST_RIP, field::GUEST_RSP, field::GUEST_RFLAGS];
+
+static IDENTITIES: AtomicU64 = AtomicU64::new(1);
+
+/// The page in which the CPU keeps CR8 for a guest (SDM 30.1); nothing else of it is in use.
+#[repr(C, align(4096))]
+struct VirtualApic([u8; 0x1000]);
+
+impl VirtualApic {
+    /// The virtual task-priority register.
+    const VTPR: usize = 0x80;
+
+    fn address(&self) -> HostPhys {
+        HostPhys::new(self.0.as_ptr().expose_provenance() as u64)
+    }
+
+    fn task_priority_class(&self) -> u8 {
+        let place = self.0.as_ptr().wrapping_add(Self::VTPR);
+        // SAFETY: a byte of ours, that the CPU writes while the guest runs.
+        unsafe { place.read_volatile() >> 4 }
+    }
+
+    fn set_task_priority_class(&mut self, class: u8) {
+        let place = self.0.as_mut_ptr().wrapping_add(Self::VTPR);
+        // SAFETY: as for the read; the guest does not run now.
+        unsafe { place.write_volatile(class << 4) }
+    }
+}
+
+/// A 32-bit field that entries keep up to date, written only where it changes.
+struct Tracked {
+    field: Field,
+    written: Option<u32>,
+}
+
+impl Tracked {
+    const fn new(field: Field) -> Self {
+        Self { field, written: None }
+    }
+
+    fn set(&mut self, current: &mut Current, value: u32) {
+        if self.written != Some(value) {
+            current.write(self.field, u64::from(value));
+            self.written = Some(value);
+        }
+    }
+}
+
+/// A virtual CPU on VT-x.
+pub struct Vcpu {
+    registers: Registers,
+    /// [`IN_REGISTERS`] as the VMCS has them.
+    in_vmcs: [u64; 3],
+    /// The VMCS, while it is this core's current one.
+    current: Option<Current>,
+    /// The guest-state area, while it is not.
+    saved: GuestState,
+    /// Whether the VMCS must be filled anew from `saved`.
+    stale: bool,
+    primary_controls: Tracked,
+    entry_controls: Tracked,
+    tpr_threshold: Tracked,
+    switch: Switch,
+    context: Context,
+    unswitched: Unswitched,
+    cr0: SharedRegister,
+    cr4: SharedRegister,
+    /// What the guest reads of CR0's and CR4's bits that are not its own.
+    cr0_shadow: u64,
+    cr4_shadow: u64,
+    efer: u64,
+    pat: u64,
+    spec_ctrl: u64,
+    tsc_offset: u64,
+    exit_reason: u16,
+    injection: Option<Injection>,
+    /// The priority class of the interrupt that waits for a window.
+    waiting_class: Option<u8>,
+    nmi_waits: bool,
+    identity: u64,
+    tag: Tag,
+    // The hardware reads and writes all of these as long as this CPU may run.
+    region: Box<Region>,
+    virtual_apic: Box<VirtualApic>,
+    shared: Arc<Shared>,
+    tables: Arc<NestedTables>,
+}
+
+impl Vcpu {
+    /// A CPU in its reset state that translates through `tables`.
+    pub fn new(core: &Core, tables: Arc<NestedTables>) -> Self {
+        let shared = core.shared();
+        let capabilities = &shared.capabilities;
+        let mut vcpu = Self {
+            registers: Registers::default(),
+            in_vmcs: [0; 3],
+            current: None,
+            saved: GuestState::new(&CpuState::reset()),
+            stale: true,
+            primary_controls: Tracked::new(field::PRIMARY_CONTROLS),
+            entry_controls: Tracked::new(field::ENTRY_CONTROLS),
+            tpr_threshold: Tracked::new(field::TPR_THRESHOLD),
+            switch: Switch::new(shared.hygiene.clear_buffers),
+            context: Context::new(shared.features),
+            unswitched: Unswitched::new(0),
+            cr0: SharedRegister::cr0(capabilities.cr0),
+            cr4: SharedRegister::cr4(capabilities.cr4, Cr4::read_raw()),
+            cr0_shadow: 0,
+            cr4_shadow: 0,
+            efer: 0,
+            pat: 0,
+            spec_ctrl: 0,
+            tsc_offset: 0,
+            exit_reason: 0,
+            injection: None,
+            waiting_class: None,
+            nmi_waits: false,
+            identity: IDENTITIES.fetch_add(1, Ordering::Relaxed),
+            tag: Tag::default(),
+            region: Region::new(capabilities.revision()),
+            virtual_apic: Box::new(VirtualApic([0; 0x1000])),
+            shared,
+            tables,
+        };
+        vcpu.load(&CpuState::reset());
+        vcpu
+    }
+
+    /// What the CPU finds the nested tables by: where they lie, four levels, write-back or uncached.
+    fn ept_pointer(&self) -> u64 {
+        let memory_type = if self.shared.capabilities.ept_write_back() { 6 } else { 0 };
+        self.tables.root().get() | 3 << 3 | memory_type
+    }
+
+    /// The values of [`IN_REGISTERS`].
+    fn in_registers(&self) -> [u64; 3] {
+        [self.registers.rip, self.registers.get(Gpr::Rsp), self.registers.rflags]
+    }
+
+    /// Fills the whole VMCS but for the host-state area.
+    fn fill(&mut self, current: &mut Current) {
+        let controls = &self.shared.controls;
+        for (field, value) in [
+            (field::PIN_CONTROLS, u64::from(controls.pin)),
+            (field::SECONDARY_CONTROLS, u64::from(controls.secondary)),
+            (field::EXIT_CONTROLS, u64::from(controls.exit)),
+            (field::EXCEPTION_BITMAP, u64::from(EXCEPTIONS)),
+            (field::PAGE_FAULT_MASK, 0),
+            (field::PAGE_FAULT_MATCH, 0),
+            (field::CR3_TARGET_COUNT, 0),
+            (field::EXIT_MSR_STORE_COUNT, 0),
+            (field::EXIT_MSR_LOAD_COUNT, 0),
+            (field::ENTRY_MSR_LOAD_COUNT, 0),
+            (field::ENTRY_INTERRUPTION_INFORMATION, 0),
+            (field::MSR_BITMAP, self.shared.msr_bitmap.address().get()),
+            (field::EPT_POINTER, self.ept_pointer()),
+            (field::TSC_OFFSET, self.tsc_offset),
+            (field::CR0_MASK, self.cr0.mask()),
+            (field::CR0_SHADOW, self.cr0_shadow),
+            (field::CR4_MASK, self.cr4.mask()),
+            (field::CR4_SHADOW, self.cr4_shadow),
+        ] {
+            current.write(field, value);
+        }
+        if controls.tpr_shadow() {
+            current.write(field::VIRTUAL_APIC_PAGE, self.virtual_apic.address().get());
+        }
+        if controls.pause_loop_exiting() {
+            current.write(field::PAUSE_LOOP_GAP, PAUSE_LOOP_GAP);
+            current.write(field::PAUSE_LOOP_WINDOW, PAUSE_LOOP_WINDOW);
+        }
+        for tracked in [&mut self.primary_controls, &mut self.entry_controls, &mut self.tpr_threshold] {
+            tracked.written = None;
+        }
+        self.in_vmcs = self.in_registers();
+        for (field, value) in IN_REGISTERS.into_iter().zip(self.in_vmcs) {
+            self.saved.set(field, value);
+        }
+        self.saved.write(current);
+        self.switch = Switch::new(self.shared.hygiene.clear_buffers);
+    }
+
+    /// A field of the guest-state area, wherever that is now.
+    fn guest(&self, field: Field) -> u64 {
+        match &self.current {
+            Some(current) => current.read(field),
+            None => self.saved.get(field),
+        }
+    }
+
+    /// Sets one.
+    fn set_guest(&mut self, field: Field, value: u64) {
+        if let Some(current) = &mut self.current {
+            current.write(field, value);
+        } else {
+            self.saved.set(field, value);
+            self.stale = true;
+        }
+    }
+
+    fn interruptibility(&self) -> u32 {
+        self.guest(field::GUEST_INTERRUPTIBILITY) as u32
+    }
+
+    fn set_interruptibility(&mut self, value: u32) {
+        self.set_guest(field::GUEST_INTERRUPTIBILITY, u64::from(value));
+    }
+
+    fn protected(&self) -> bool {
+        self.guest(field::GUEST_CR0) & ControlRegisters::CR0_PE != 0
+    }
+
+    fn set_segment(&mut self, register: SegmentRegister, segment: VmcsSegment) {
+        for (field, value) in segment.fields(register) {
+            self.set_guest(field, value);
+        }
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        self.efer = value;
+        self.set_guest(field::GUEST_EFER, value);
+    }
+
+    /// Brings what changed since the last exit into the VMCS.
+    fn prepare_entry(&mut self) {
+        if let Some(injection) = &self.injection {
+            if injection.fault {
+                self.registers.rflags |= rflags::RF;
+            }
+            let blocking = self.interruptibility();
+            if injection.is_nmi() && blocking & interruptibility::BLOCKING_BY_NMI != 0 {
+                // It was on its way when the exit came: its delivery blocks the next one anew.
+                self.set_interruptibility(blocking & !interruptibility::BLOCKING_BY_NMI);
+            }
+        }
+        let after_sti = self.nmi_waits && self.interruptibility() & interruptibility::BLOCKING_BY_STI != 0;
+        let class = self.virtual_apic.task_priority_class();
+        let registers = self.in_registers();
+        let Some(current) = &mut self.current else { return };
+
+        // An interrupt waits for RFLAGS.IF, or first for the guest to lower its task priority. An NMI waits
+        // for the handler's IRET, or for the instruction after STI, where interrupts are on by definition.
+        let open_by_priority = self.waiting_class.is_some_and(|waiting| waiting > class);
+        let mut controls = self.shared.controls.primary;
+        if open_by_priority || after_sti {
+            controls |= primary::INTERRUPT_WINDOW_EXITING;
+        }
+        if self.nmi_waits && !after_sti {
+            controls |= primary::NMI_WINDOW_EXITING;
+        }
+        self.primary_controls.set(current, controls);
+        if self.shared.controls.tpr_shadow() {
+            let threshold = self.waiting_class.filter(|_| !open_by_priority).unwrap_or(0);
+            self.tpr_threshold.set(current, u32::from(threshold));
+        }
+        let long_mode = self.efer & ControlRegisters::EFER_LMA != 0;
+        let long_mode = if long_mode { entry::IA32E_MODE_GUEST } else { 0 };
+        self.entry_controls.set(current, self.shared.controls.entry | long_mode);
+
+        if let Some(injection) = &self.injection {
+            current.write(field::ENTRY_INTERRUPTION_INFORMATION, u64::from(injection.information));
+            current.write(field::ENTRY_EXCEPTION_ERROR_CODE, u64::from(injection.error_code));
+            current.write(field::ENTRY_INSTRUCTION_LENGTH, u64::from(injection.instruction_length));
+        }
+        for ((field, value), written) in IN_REGISTERS.into_iter().zip(registers).zip(self.in_vmcs) {
+            if value != written {
+                current.write(field, value);
+            }
+        }
+        self.in_vmcs = registers;
+    }
+
+    /// One entry and its exit; `None` when the exit was this backend's own business.
+    fn run_once(&mut self) -> Option<Exit> {
+        self.prepare_entry();
+        let swaps_spec_ctrl = self.shared.features.spec_ctrl && self.spec_ctrl != 0;
+        self.shared.hygiene.flush_l1d();
+        // SAFETY: this CPU is attached, so its VMCS is current here and describes this core as the host; what
+        // the VMCS points to is owned by `self`. SPEC_CTRL exists where `swaps_spec_ctrl` says so.
+        let refused = unsafe {
+            if swaps_spec_ctrl {
+                Msr::new(IA32_SPEC_CTRL).write(self.spec_ctrl);
+            }
+            let refused = enter(&mut self.registers, &mut self.switch);
+            if swaps_spec_ctrl {
+                Msr::new(IA32_SPEC_CTRL).write(0);
+            }
+            refused
+        };
+        let Some(current) = &self.current else { return Some(not_attached()) };
+        if refused != 0 {
+            return Some(self.explain_refusal(current, refused));
+        }
+        let exit_reason = current.read32(field::EXIT_REASON);
+        self.exit_reason = exit_reason as u16;
+        if exit_reason & ENTRY_FAILURE != 0 {
+            return Some(self.explain_entry_failure(current, exit_reason));
+        }
+        self.switch.launched = true;
+        let [rip, rsp, rflags] = IN_REGISTERS.map(|field| current.read(field));
+        self.in_vmcs = [rip, rsp, rflags];
+        // An event whose delivery the exit cut short goes in again.
+        self.injection = interrupted_event(current);
+        (self.registers.rip, self.registers.rflags) = (rip, rflags);
+        self.registers.set(Gpr::Rsp, rsp);
+        self.decode_exit()
+    }
+
+    fn decode_exit(&mut self) -> Option<Exit> {
+        let qualification = self.exit_field(field::EXIT_QUALIFICATION);
+        Some(match self.exit_reason {
+            reason::CPUID => Exit::Cpuid,
+            reason::RDMSR => Exit::ReadMsr,
+            reason::WRMSR => Exit::WriteMsr,
+            reason::IO_INSTRUCTION => Exit::Port(port_access(qualification)),
+            reason::EPT_VIOLATION => self.ept_violation(EptViolation(qualification)),
+            reason::HLT => Exit::Halt,
+            reason::PAUSE => Exit::Pause,
+            // An INIT waits until VMX operation ends: nothing to do about it, and no harm.
+            reason::EXTERNAL_INTERRUPT | reason::INIT_SIGNAL => Exit::HostInterrupt,
+            reason::EXCEPTION_OR_NMI => return self.exception(qualification),
+            reason::INTERRUPT_WINDOW | reason::NMI_WINDOW | reason::TPR_BELOW_THRESHOLD => {
+                (self.waiting_class, self.nmi_waits) = (None, false);
+                Exit::InterruptWindow
+            }
+            reason::CONTROL_REGISTER => return self.control_register(Access::decode(qualification)),
+            reason::XSETBV => Exit::Xsetbv,
+            reason::WBINVD | reason::INVD => Exit::CacheFlush,
+            reason::VMCALL => Exit::Hypercall,
+            reason::TRIPLE_FAULT => Exit::TripleFault,
+            reason::VMCLEAR..=reason::VMXON
+            | reason::GETSEC
+            | reason::RDPMC
+            | reason::MWAIT
+            | reason::MONITOR
+            | reason::INVEPT
+            | reason::INVVPID => Exit::Undefined,
+            reason::TASK_SWITCH => self.failed("a hardware task switch, which is not emulated"),
+            reason::EPT_MISCONFIGURATION => self.failed("EPT misconfiguration"),
+            _ => self.failed("an exit that was not asked for"),
+        })
+    }
+
+    fn exit_field(&self, field: Field) -> u64 {
+        self.current.as_ref().map_or(0, |current| current.read(field))
+    }
+
+    fn failed(&self, reason: &'static str) -> Exit {
+        Exit::Failed(EntryFailure { code: u64::from(self.exit_reason), reason })
+    }
+
+    fn ept_violation(&mut self, violation: EptViolation) -> Exit {
+        if self.injection.is_some() {
+            return self.failed("an event was to be delivered through memory that is not there");
+        }
+        self.block_nmis_again(violation.unblocked_nmi());
+        Exit::Memory(violation.access(self.exit_field(field::GUEST_PHYSICAL_ADDRESS)))
+    }
+
+    /// After an IRET that unblocked NMIs and then faulted: it will run again.
+    fn block_nmis_again(&mut self, unblocked: bool) {
+        if unblocked && self.injection.is_none() {
+            self.set_interruptibility(self.interruptibility() | interruptibility::BLOCKING_BY_NMI);
+        }
+    }
+
+    /// An NMI of the host, a machine check, or one of the guest's own exceptions that goes back to it.
+    fn exception(&mut self, qualification: u64) -> Option<Exit> {
+        let information = self.exit_field(field::EXIT_INTERRUPTION_INFORMATION) as u32;
+        let error_code = self.exit_field(field::EXIT_INTERRUPTION_ERROR_CODE) as u32;
+        let length = self.exit_field(field::EXIT_INSTRUCTION_LENGTH) as u32;
+        let Some(event) = Injection::interrupted(information, error_code, length) else {
+            return Some(self.failed("an exit for an exception that is none"));
+        };
+        if event.is_nmi() {
+            deliver_host_nmi();
+            return Some(Exit::HostNmi);
+        }
+        match event.vector() {
+            MACHINE_CHECK => return Some(Exit::HostMachineCheck),
+            DEBUG => self.record_debug_exception(qualification),
+            ALIGNMENT_CHECK => {}
+            _ => return Some(self.failed("an exception that is not intercepted")),
+        }
+        self.block_nmis_again(information & 1 << 12 != 0);
+        self.injection = Some(event);
+        None
+    }
+
+    /// The debug registers, as the delivery of #DB would have left them (SDM 28.3.1).
+    fn record_debug_exception(&mut self, qualification: u64) {
+        let reported = qualification & DR6_REPORTED;
+        self.unswitched.set_dr6(self.unswitched.dr6() & !DR6_BREAKPOINTS | reported);
+        let dr7 = self.guest(field::GUEST_DR7);
+        if dr7 & DR7_GENERAL_DETECT != 0 {
+            self.set_guest(field::GUEST_DR7, dr7 & !DR7_GENERAL_DETECT);
+        }
+        // Entry insists on a pending single step where the shadow of STI or MOV SS lasts.
+        let shadow = self.interruptibility() & interruptibility::SHADOW != 0;
+        if shadow && self.registers.rflags & rflags::TF != 0 {
+            self.set_guest(field::GUEST_PENDING_DEBUG, DR6_SINGLE_STEP);
+        }
+    }
+
+    /// A MOV to a bit that the guest does not own; `None` when it is done.
+    fn control_register(&mut self, access: Access) -> Option<Exit> {
+        let changed = match access {
+            Access::MoveTo { number: 0, register } => {
+                self.mode().move_to_cr0(self.operand(register)).and_then(|change| self.change_cr0(change))
+            }
+            Access::MoveTo { number: 4, register } => {
+                let offered = cr4_offered(&self.shared.capabilities);
+                self.mode()
+                    .move_to_cr4(self.operand(register), offered)
+                    .and_then(|change| self.change_cr4(change))
+            }
+            Access::MoveTo { number: 8, register } => {
+                let value = self.operand(register);
+                if value >> 4 == 0 {
+                    self.set_task_priority_class(value as u8);
+                    Ok(())
+                } else {
+                    Err(GeneralProtection)
+                }
+            }
+            Access::MoveFrom { number: 8, register } => {
+                self.registers.set(register, u64::from(self.task_priority_class()));
+                Ok(())
+            }
+            _ => return Some(self.failed("a control-register access that was not asked for")),
+        };
+        match (changed, self.next_rip()) {
+            (Ok(()), Some(next_rip)) => self.complete_instruction(next_rip),
+            _ => self.inject(Event::GENERAL_PROTECTION),
+        }
+        None
+    }
+
+    fn operand(&self, register: Gpr) -> u64 {
+        let value = self.registers.get(register);
+        if self.code_size() == CodeSize::Bits64 { value } else { value & 0xffff_ffff }
+    }
+
+    fn mode(&self) -> Mode {
+        Mode { control: self.control(), long_code: self.code_size() == CodeSize::Bits64 }
+    }
+
+    fn change_cr0(&mut self, change: Change) -> Result<(), GeneralProtection> {
+        let pdptes = self.pdptes(change)?;
+        self.cr0_shadow = change.value;
+        if change.efer & !self.efer & ControlRegisters::EFER_LMA != 0 {
+            self.widen_task_register();
+        }
+        self.set_efer(change.efer);
+        let in_hardware = self.cr0.in_hardware(change.value, ControlRegisters::CR0_PG);
+        self.write_control_register([field::GUEST_CR0, field::CR0_SHADOW], in_hardware, change.value, pdptes);
+        Ok(())
+    }
+
+    fn change_cr4(&mut self, change: Change) -> Result<(), GeneralProtection> {
+        let pdptes = self.pdptes(change)?;
+        self.cr4_shadow = change.value;
+        let in_hardware = self.cr4.in_hardware(change.value, 0);
+        self.write_control_register([field::GUEST_CR4, field::CR4_SHADOW], in_hardware, change.value, pdptes);
+        Ok(())
+    }
+
+    fn write_control_register(
+        &mut self,
+        [register, shadow]: [Field; 2],
+        in_hardware: u64,
+        value: u64,
+        pdptes: Option<[u64; 4]>,
+    ) {
+        let Some(current) = &mut self.current else { return };
+        current.write(register, in_hardware);
+        current.write(shadow, value);
+        for (field, entry) in field::GUEST_PDPTES.into_iter().zip(pdptes.into_iter().flatten()) {
+            current.write(field, entry);
+        }
+        if self.shared.controls.vpid() {
+            let single = self.shared.capabilities.invvpid_single();
+            let scope = if single { Scope::Single } else { Scope::All };
+            // A MOV to CR0 or CR4 forgets translations (SDM 4.10.4.1).
+            // SAFETY: attached, so in VMX operation; VPIDs are used only where there is INVVPID.
+            unsafe { vmcs::invvpid(scope, self.tag.number as u16) }
+        }
+    }
+
+    /// The page-directory-pointer table that CR3 points to, where the change loads it.
+    fn pdptes(&self, change: Change) -> Result<Option<[u64; 4]>, GeneralProtection> {
+        if !change.loads_pdptes {
+            return Ok(None);
+        }
+        let table = self.guest(field::GUEST_CR3) & 0xffff_ffe0;
+        let mut entries = [0; 4];
+        for (entry, offset) in entries.iter_mut().zip((0_u64..).step_by(8)) {
+            let at = GuestPhys::new(table | offset);
+            *entry = self.tables.memory().read_u64(at).map_err(|_| GeneralProtection)?;
+            if !pdpte_is_valid(*entry, self.shared.features.physical_address_bits) {
+                return Err(GeneralProtection);
+            }
+        }
+        Ok(Some(entries))
+    }
+
+    /// Long mode knows no 16-bit TSS: entry refuses one that was loaded before.
+    fn widen_task_register(&mut self) {
+        let mut tr = VmcsSegment::from(self.segment(SegmentRegister::Tr));
+        if tr.access_rights & 0xf == BUSY_TSS_16 {
+            tr.access_rights |= BUSY_TSS;
+            self.set_segment(SegmentRegister::Tr, tr);
+        }
+    }
+
+    fn explain_refusal(&self, current: &Current, refused: u64) -> Exit {
+        let (code, reason) = if refused & 1 != 0 {
+            (0, "VMfailInvalid: no VMCS is current")
+        } else {
+            let number = current.read32(field::INSTRUCTION_ERROR);
+            let named = (number == 7).then(|| self.bad_control()).flatten();
+            (number, named.unwrap_or(instruction_error(number)))
+        };
+        Exit::Failed(EntryFailure { code: u64::from(code), reason })
+    }
+
+    fn bad_control(&self) -> Option<&'static str> {
+        let threshold = self.tpr_threshold.written.unwrap_or(0);
+        bad_control(self.injection, self.protected(), threshold, self.virtual_apic.task_priority_class())
+    }
+
+    fn explain_entry_failure(&self, current: &Current, exit_reason: u32) -> Exit {
+        let reason = match exit_reason as u16 {
+            reason::MACHINE_CHECK_DURING_ENTRY => return Exit::HostMachineCheck,
+            reason::INVALID_GUEST_STATE => self
+                .bad_guest_state(current)
+                .unwrap_or("VM entry with invalid guest state, in a field that could not be told"),
+            reason::MSR_LOADING => "VM-entry failure due to MSR loading",
+            _ => "VM-entry failure for a reason that the manual does not list",
+        };
+        Exit::Failed(EntryFailure { code: u64::from(exit_reason), reason })
+    }
+
+    fn bad_guest_state(&self, current: &Current) -> Option<&'static str> {
+        let capabilities = &self.shared.capabilities;
+        let five_levels = capabilities.cr4.possible & ControlRegisters::CR4_LA57 != 0;
+        let rules = Rules {
+            cr0: capabilities.cr0,
+            cr4: capabilities.cr4,
+            physical_bits: self.shared.features.physical_address_bits,
+            linear_bits: if five_levels { 57 } else { 48 },
+            long_mode: self.efer & ControlRegisters::EFER_LMA != 0,
+            injection: self.injection,
+        };
+        first_bad_field(&GuestState::read(current), &rules)
+    }
+}
+
+fn not_attached() -> Exit {
+    Exit::Failed(EntryFailure { code: 0, reason: "a virtual CPU that is attached to no core" })
+}
+
+fn interrupted_event(current: &Current) -> Option<Injection> {
+    const VALID: u32 = 1 << 31;
+    let information = current.read32(field::IDT_VECTORING_INFORMATION);
+    if information & VALID == 0 {
+        return None;
+    }
+    let error_code = current.read32(field::IDT_VECTORING_ERROR_CODE);
+    Injection::interrupted(information, error_code, current.read32(field::EXIT_INSTRUCTION_LENGTH))
+}
+
+impl CpuView for Vcpu {
+    fn registers(&self) -> &Registers {
+        &self.registers
+    }
+
+    fn registers_mut(&mut self) -> &mut Registers {
+        &mut self.registers
+    }
+
+    fn segment(&self, register: SegmentRegister) -> Segment {
+        VmcsSegment::from_fields(register, |field| self.guest(field)).into()
+    }
+
+    fn control(&self) -> ControlRegisters {
+        ControlRegisters {
+            cr0: self.cr0.seen(self.guest(field::GUEST_CR0), self.cr0_shadow),
+            cr2: self.unswitched.cr2(),
+            cr3: self.guest(field::GUEST_CR3),
+            cr4: self.cr4.seen(self.guest(field::GUEST_CR4), self.cr4_shadow),
+            efer: self.efer,
+        }
+    }
+
+    fn set_cr2(&mut self, address: u64) {
+        self.unswitched.set_cr2(address);
+    }
+
+    fn physical_bits(&self) -> u8 {
+        self.shared.features.physical_address_bits
+    }
+
+    /// SS.DPL, which VT-x keeps even for a null selector (SDM 25.4.1).
+    fn privilege_level(&self) -> u8 {
+        let rights = self.guest(vmcs::access_rights(SegmentRegister::Ss));
+        ((rights >> 5) & 3) as u8
+    }
+
+    fn code_size(&self) -> CodeSize {
+        let rights = self.guest(vmcs::access_rights(SegmentRegister::Cs));
+        let (long, big) = (rights & 1 << 13 != 0, rights & 1 << 14 != 0);
+        match (self.efer & ControlRegisters::EFER_LMA != 0 && long, big) {
+            (true, _) => CodeSize::Bits64,
+            (false, true) => CodeSize::Bits32,
+            (false, false) => CodeSize::Bits16,
+        }
+    }
+}
+
+impl VirtualCpu for Vcpu {
+    fn load(&mut self, state: &CpuState) {
+        self.detach();
+        self.context.reset();
+        self.registers = state.registers.clone();
+        let ControlRegisters { cr0, cr2, cr4, efer, .. } = state.control;
+        (self.cr0_shadow, self.cr4_shadow) = (cr0, cr4);
+        self.efer = efer & EFER_KNOWN;
+        self.saved = GuestState::new(state);
+        self.saved.set(field::GUEST_CR0, self.cr0.in_hardware(cr0, ControlRegisters::CR0_PG));
+        self.saved.set(field::GUEST_CR4, self.cr4.in_hardware(cr4, 0));
+        self.saved.set(field::GUEST_EFER, self.efer);
+        self.pat = PAT_AT_RESET;
+        self.stale = true;
+        self.unswitched = Unswitched::new(cr2);
+        self.spec_ctrl = 0;
+        (self.injection, self.waiting_class, self.nmi_waits) = (None, None, false);
+        self.virtual_apic.set_task_priority_class(0);
+        // Nothing cached under the old identifier belongs to the new state.
+        self.tag = Tag::default();
+    }
+
+    fn attach(&mut self, core: &mut crate::cpu::Core) {
+        let Backend::Vmx(core) = &mut core.backend else { return };
+        if self.current.is_some() {
+            return;
+        }
+        self.tag = core.tag(self.tag, self.ept_pointer());
+        if self.stale {
+            // SAFETY: a `Core` exists only on a core in VMX operation.
+            let _ = unsafe { vmcs::clear(&self.region) };
+        }
+        // SAFETY: as above. The region is active nowhere: `detach` cleared it. Between `attach` and `detach`
+        // this CPU stays on its core, and no other one is attached there: the contract of `VirtualCpu`.
+        let Ok(mut current) = (unsafe { Current::load(&self.region) }) else { return };
+        if self.stale {
+            self.fill(&mut current);
+            self.stale = false;
+        }
+        if self.shared.controls.vpid() {
+            current.write(field::VPID, u64::from(self.tag.number));
+        }
+        host_state::write(&mut current);
+        self.current = Some(current);
+        self.context.attach(core.note_attached(self.identity));
+        self.unswitched.attach();
+    }
+
+    fn detach(&mut self) {
+        let Some(current) = self.current.take() else { return };
+        self.unswitched.detach();
+        self.context.detach();
+        self.saved = GuestState::read(&current);
+        current.clear(&self.region);
+        self.switch.launched = false;
+    }
+
+    fn run(&mut self) -> Exit {
+        if self.current.is_none() {
+            return not_attached();
+        }
+        loop {
+            if let Some(exit) = self.run_once() {
+                return exit;
+            }
+        }
+    }
+
+    fn next_rip(&self) -> Option<u64> {
+        if !tells_instruction_length(self.exit_reason) {
+            return None;
+        }
+        let next_rip = self.registers.rip.wrapping_add(self.exit_field(field::EXIT_INSTRUCTION_LENGTH));
+        Some(if self.code_size() == CodeSize::Bits64 { next_rip } else { next_rip & 0xffff_ffff })
+    }
+
+    fn complete_instruction(&mut self, next_rip: u64) {
+        self.registers.rip = next_rip;
+        self.registers.rflags &= !rflags::RF;
+        let blocking = self.interruptibility();
+        if blocking & interruptibility::SHADOW != 0 {
+            self.set_interruptibility(blocking & !interruptibility::SHADOW);
+        }
+        if self.registers.rflags & rflags::TF != 0 && !self.injection_pending() {
+            // Single step: DR6.BS, and the trap after the instruction (SDM 18.3.1.4).
+            self.unswitched.set_dr6(self.unswitched.dr6() | DR6_SINGLE_STEP);
+            self.inject(Event::Exception { vector: DEBUG, error_code: None });
+        }
+    }
+
+    fn inject(&mut self, event: Event) {
+        self.injection = Some(Injection::new(event, self.protected()));
+    }
+
+    fn injection_pending(&self) -> bool {
+        self.injection.is_some()
+    }
+
+    fn accepts_interrupt(&self) -> bool {
+        self.registers.rflags & rflags::IF != 0
+            && !self.injection_pending()
+            && self.interruptibility() & interruptibility::SHADOW == 0
+    }
+
+    fn accepts_nmi(&self) -> bool {
+        let blocking = interruptibility::SHADOW | interruptibility::BLOCKING_BY_NMI;
+        !self.injection_pending() && self.interruptibility() & blocking == 0
+    }
+
+    fn request_interrupt_window(&mut self, priority_class: Option<u8>) {
+        self.waiting_class = priority_class.map(|class| class & 0xf);
+    }
+
+    fn request_nmi_window(&mut self) {
+        self.nmi_waits = true;
+    }
+
+    fn task_priority_class(&self) -> u8 {
+        self.virtual_apic.task_priority_class()
+    }
+
+    fn set_task_priority_class(&mut self, class: u8) {
+        self.virtual_apic.set_task_priority_class(class & 0xf);
+    }
+
+    fn system_msr(&self, msr: SystemMsr) -> u64 {
+        match msr {
+            SystemMsr::SysenterCs => self.guest(field::GUEST_SYSENTER_CS),
+            SystemMsr::SysenterEsp => self.guest(field::GUEST_SYSENTER_ESP),
+            SystemMsr::SysenterEip => self.guest(field::GUEST_SYSENTER_EIP),
+            SystemMsr::Pat => self.pat,
+            SystemMsr::Efer => self.efer,
+            SystemMsr::FsBase => self.segment(SegmentRegister::Fs).base,
+            SystemMsr::GsBase => self.segment(SegmentRegister::Gs).base,
+            SystemMsr::TscAux => self.context.tsc_aux(),
+            SystemMsr::SpecCtrl => self.spec_ctrl,
+            SystemMsr::Star
+            | SystemMsr::Lstar
+            | SystemMsr::Cstar
+            | SystemMsr::Sfmask
+            | SystemMsr::KernelGsBase => self.unswitched.msr(msr).unwrap_or(0),
+        }
+    }
+
+    fn set_system_msr(&mut self, msr: SystemMsr, value: u64) {
+        let set_base = |vcpu: &mut Self, register| {
+            let segment = Segment { base: value, ..vcpu.segment(register) };
+            vcpu.set_segment(register, segment.into());
+        };
+        match msr {
+            SystemMsr::SysenterCs => {
+                self.set_guest(field::GUEST_SYSENTER_CS, value & 0xffff_ffff);
+            }
+            SystemMsr::SysenterEsp => {
+                self.set_guest(field::GUEST_SYSENTER_ESP, value);
+            }
+            SystemMsr::SysenterEip => {
+                self.set_guest(field::GUEST_SYSENTER_EIP, value);
+            }
+            SystemMsr::Pat => {
+                self.pat = value;
+                self.set_guest(field::GUEST_PAT, value);
+            }
+            SystemMsr::Efer => self.set_efer(value & EFER_KNOWN),
+            SystemMsr::FsBase => set_base(self, SegmentRegister::Fs),
+            SystemMsr::GsBase => set_base(self, SegmentRegister::Gs),
+            SystemMsr::TscAux => self.context.set_tsc_aux(value),
+            SystemMsr::SpecCtrl => self.spec_ctrl = value,
+            SystemMsr::Star
+            | SystemMsr::Lstar
+            | SystemMsr::Cstar
+            | SystemMsr::Sfmask
+            | SystemMsr::KernelGsBase => {
+                self.unswitched.set_msr(msr, value);
+            }
+        }
+    }
+
+    fn xcr0(&self) -> u64 {
+        self.context.xcr0()
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        self.context.set_xcr0(value);
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
+        if let Some(current) = &mut self.current {
+            current.write(field::TSC_OFFSET, offset);
+        } else {
+            self.stale = true;
+        }
+    }
+}
+
+impl Drop for Vcpu {
+    /// The CPU must not write the VMCS back into memory that is given away.
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
