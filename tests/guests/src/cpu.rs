@@ -97,6 +97,13 @@ pub fn wait_for_interrupt() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
 }
 
+/// Takes the interrupts that wait.
+pub fn take_interrupts() {
+    // After STI one more instruction comes first.
+    // SAFETY: as for `enable_interrupts`.
+    unsafe { asm!("sti", "nop", "nop", "cli", options(nostack)) }
+}
+
 /// CLI and HLT: nothing follows but a reset or the power switch.
 pub fn halt_forever() -> ! {
     loop {

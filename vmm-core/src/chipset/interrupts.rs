@@ -25,7 +25,9 @@ const fn pin(irq: u8) -> u8 {
 
 impl Interrupts {
     pub(super) const fn new() -> Self {
-        Self { pic: PicPair::new(), io_apic: IoApic::new(), lines: 0, intr: false }
+        // The PIT's output is high until a guest has it count: that is no edge.
+        let lines = 1 << PIT_IRQ;
+        Self { pic: PicPair::new(), io_apic: IoApic::new(), lines, intr: false }
     }
 
     /// Sets the wire of `irq`, 0 to 15.

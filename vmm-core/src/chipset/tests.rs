@@ -144,6 +144,18 @@ fn the_timer_ticks_through_the_io_apic() {
 }
 
 #[test]
+fn to_start_the_timer_is_no_tick() {
+    let mut board = Board::new();
+    board.route(2, 0x30, 1);
+    for (port, value) in [(0x43, 0x34), (0x40, 0x9c), (0x40, 0x2e)] {
+        board.outb(port, value);
+    }
+    assert_eq!(board.take(1), None);
+    board.sleep().unwrap();
+    assert_eq!(board.take(1), Some(0x30));
+}
+
+#[test]
 fn the_timer_ticks_through_the_8259_pair() {
     let mut board = Board::new();
     board.init_pic(1);
