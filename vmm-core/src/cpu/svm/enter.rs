@@ -1,5 +1,6 @@
 //! The world switch: VMLOAD, VMRUN, VMSAVE, and back.
 
+use super::vmcb::Vmcb;
 use crate::cpu::{Gpr, Registers};
 use crate::memory::HostPhys;
 use core::arch::naked_asm;
@@ -19,7 +20,7 @@ const fn at(register: Gpr) -> usize {
 ///
 /// # Safety
 ///
-/// EFER.SVME and VM_HSAVE_PA are set up on this core; `guest` is a valid VMCB whose permission maps and
+/// EFER.SVME and VM_HSAVE_PA are set up on this core; `guest` is a valid VMCB, mapped at its own address, whose permission maps and
 /// nested tables outlive the call; `host` holds what VMSAVE stored on this core.
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn enter(registers: &mut Registers, guest: HostPhys, host: HostPhys) {
@@ -31,6 +32,9 @@ pub unsafe extern "sysv64" fn enter(registers: &mut Registers, guest: HostPhys, 
         "sti",
         "mov rax, rsi",
         "vmload rax",
+        // VMRUN loads it too (APM 15.5.1), but not in Bochs 2.7.
+        "mov rcx, [rax + {cr2}]",
+        "mov cr2, rcx",
         "mov rcx, [rdi + {rcx}]", "mov rdx, [rdi + {rdx}]", "mov rbx, [rdi + {rbx}]",
         "mov rbp, [rdi + {rbp}]", "mov rsi, [rdi + {rsi}]",
         "mov r8, [rdi + {r8}]", "mov r9, [rdi + {r9}]", "mov r10, [rdi + {r10}]", "mov r11, [rdi + {r11}]",
@@ -53,6 +57,7 @@ pub unsafe extern "sysv64" fn enter(registers: &mut Registers, guest: HostPhys, 
         "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
         "cld",
         "ret",
+        cr2 = const offset_of!(Vmcb, cr2),
         rcx = const at(Gpr::Rcx), rdx = const at(Gpr::Rdx), rbx = const at(Gpr::Rbx),
         rbp = const at(Gpr::Rbp), rsi = const at(Gpr::Rsi), rdi = const at(Gpr::Rdi),
         r8 = const at(Gpr::R8), r9 = const at(Gpr::R9), r10 = const at(Gpr::R10), r11 = const at(Gpr::R11),
