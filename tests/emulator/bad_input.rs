@@ -2,7 +2,7 @@
 
 use regex::Regex;
 use xtask::error::{Error, Result};
-use xtask::machine::Machine;
+use xtask::machine::{Emulator, Machine};
 use xtask::suite::Outcome;
 
 use crate::console::{ANSWER, BOOT, USERSPACE, wait_for_shell};
@@ -15,7 +15,7 @@ const REGION: usize = 0x1000;
 /// Eight guests that cannot be, each for a reason of its own, and one good guest after them: every reason is said,
 /// and the good guest boots.
 pub fn bad_guests_cost_themselves(lab: &Lab) -> Result<Outcome> {
-    let variant = lab.variant("bad-guests")?;
+    let variant = lab.variant(Emulator::Qemu, "bad-guests")?;
     let kernel = lab.kernel()?;
     add(&variant, "guests/rubble", "none", &noise(100_000))?;
     add(&variant, "guests/cut", "none", kernel.get(..200_000).unwrap_or_default())?;
@@ -58,7 +58,7 @@ pub fn bad_guests_cost_themselves(lab: &Lab) -> Result<Outcome> {
 
 /// A manifest with a damaged structure is refused as a whole, with the place of the damage.
 pub fn damaged_manifest(lab: &Lab) -> Result<Outcome> {
-    let variant = lab.variant("damaged-manifest")?;
+    let variant = lab.variant(Emulator::Qemu, "damaged-manifest")?;
     let mut blob = variant.compile(&manifest(&[good()]))?;
     // The structure block's offset is the header's third word; its first token begins the root node.
     let structure = blob.get(8..12).and_then(|b| b.try_into().ok()).map_or(0, u32::from_be_bytes) as usize;
@@ -71,7 +71,7 @@ pub fn damaged_manifest(lab: &Lab) -> Result<Outcome> {
 
 /// A manifest cut short is refused.
 pub fn truncated_manifest(lab: &Lab) -> Result<Outcome> {
-    let variant = lab.variant("truncated-manifest")?;
+    let variant = lab.variant(Emulator::Qemu, "truncated-manifest")?;
     let blob = variant.compile(&manifest(&[good()]))?;
     variant.replace_manifest(blob.get(..blob.len() / 2).unwrap_or_default())?;
     refused(&variant, r"manifest: device tree blob at offset 0x")
@@ -79,14 +79,14 @@ pub fn truncated_manifest(lab: &Lab) -> Result<Outcome> {
 
 /// A ROM without a manifest is said to be one.
 pub fn no_manifest(lab: &Lab) -> Result<Outcome> {
-    let variant = lab.variant("no-manifest")?;
+    let variant = lab.variant(Emulator::Qemu, "no-manifest")?;
     variant.cbfs.remove("guests.dtb")?;
     refused(&variant, r"guests\.dtb.*not in the ROM")
 }
 
 /// A file header with an impossible length costs what lies behind it, not what lies before.
 pub fn damaged_cbfs(lab: &Lab) -> Result<Outcome> {
-    let variant = lab.variant("damaged-cbfs")?;
+    let variant = lab.variant(Emulator::Qemu, "damaged-cbfs")?;
     add(&variant, "guests/victim", "none", &noise(5_000))?;
     let header = REGION + offset(&variant, "guests/victim")?;
     // The header's second field, after the eight bytes "LARCHIVE", is the length (big-endian).
@@ -102,7 +102,7 @@ pub fn damaged_cbfs(lab: &Lab) -> Result<Outcome> {
 
 /// A board with less memory than the guest wants says so instead of starting it.
 pub fn small_machine(lab: &Lab) -> Result<Outcome> {
-    let mut spec = lab.example();
+    let mut spec = lab.example(Emulator::Qemu);
     spec.memory = "192M".to_owned();
     let mut machine = Machine::spawn(&spec)?;
     machine.expect(r"debian.*memory", BOOT)?;
@@ -156,7 +156,7 @@ pub fn stays(machine: &mut Machine) -> Result<Outcome> {
 }
 
 /// Each pattern matches a line of the transcript.
-fn said(machine: &Machine, patterns: &[&str]) -> Result<Outcome> {
+pub fn said(machine: &Machine, patterns: &[&str]) -> Result<Outcome> {
     let transcript = machine.transcript();
     let mut missing = Vec::new();
     for pattern in patterns {

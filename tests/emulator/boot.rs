@@ -1,7 +1,7 @@
 //! The example guest lives: it boots, answers, powers off and comes back; a CPU that cannot says so.
 
 use xtask::error::{Error, Result};
-use xtask::machine::Machine;
+use xtask::machine::{Emulator, Machine};
 use xtask::suite::Outcome;
 
 use crate::bad_input::stays;
@@ -10,7 +10,7 @@ use crate::lab::Lab;
 
 /// A shell is reached and typed commands are answered.
 pub fn shell_answers(lab: &Lab) -> Result<Outcome> {
-    let mut machine = Machine::spawn(&lab.example())?;
+    let mut machine = Machine::spawn(&lab.example(Emulator::Qemu))?;
     wait_for_shell(&mut machine)?;
     let said = command(&mut machine, "echo answer $((6 * 7)); cat /proc/cmdline", ANSWER)?.join("\n");
     if said != "answer 42\nconsole=ttyS0" {
@@ -26,7 +26,7 @@ pub fn shell_answers(lab: &Lab) -> Result<Outcome> {
 
 /// `poweroff` ends the guest, and with the last guest the machine.
 pub fn poweroff(lab: &Lab) -> Result<Outcome> {
-    let mut machine = Machine::spawn(&lab.example())?;
+    let mut machine = Machine::spawn(&lab.example(Emulator::Qemu))?;
     wait_for_shell(&mut machine)?;
     machine.send("poweroff\n")?;
     machine.expect("all guests are off", ANSWER)?;
@@ -39,7 +39,7 @@ pub fn poweroff(lab: &Lab) -> Result<Outcome> {
 
 /// `reboot` starts the guest again, from its kernel to its shell.
 pub fn reboot(lab: &Lab) -> Result<Outcome> {
-    let mut machine = Machine::spawn(&lab.example())?;
+    let mut machine = Machine::spawn(&lab.example(Emulator::Qemu))?;
     wait_for_shell(&mut machine)?;
     command(&mut machine, "touch /tmp/mark", ANSWER)?;
     machine.send("reboot\n")?;
@@ -51,7 +51,7 @@ pub fn reboot(lab: &Lab) -> Result<Outcome> {
 
 /// Without AMD-V the payload says so and stays at its console.
 pub fn no_virtualization(lab: &Lab) -> Result<Outcome> {
-    let mut spec = lab.example();
+    let mut spec = lab.example(Emulator::Qemu);
     spec.cpu = "max,-svm".to_owned();
     let mut machine = Machine::spawn(&spec)?;
     machine.expect("virtualization: .*(AMD-V|SVM)", BOOT)?;

@@ -7,8 +7,9 @@ use xtask::cbfs::Cbfs;
 use xtask::command;
 use xtask::error::{Error, Result};
 use xtask::guests;
-use xtask::machine::{Firmware, Machine, Spec};
+use xtask::machine::{Emulator, Firmware, Machine, Spec};
 use xtask::project::Project;
+use xtask::ram_files;
 use xtask::rom::MANIFEST;
 use xtask::run;
 
@@ -19,15 +20,19 @@ pub const BOARD: &str = "qemu-q35";
 #[derive(Debug)]
 pub struct Lab {
     project: Project,
-    example: PathBuf,
+    qemu: PathBuf,
+    bochs: PathBuf,
 }
 
 impl Lab {
-    /// Builds the example ROM where it is out of date.
+    /// Builds the example ROMs where they are out of date.
     pub fn open() -> Result<Self> {
         let project = Project::find()?.quiet();
-        let example = run::example_rom(&project, BOARD)?;
-        Ok(Self { project, example })
+        let [qemu, bochs] = [Emulator::Qemu, Emulator::Bochs].map(|emulator| {
+            let board = emulator.board();
+            run::example_rom(&project, board)
+        });
+        Ok(Self { qemu: qemu?, bochs: bochs?, project })
     }
 
     /// The source tree.
@@ -35,9 +40,16 @@ impl Lab {
         &self.project
     }
 
-    /// A machine with the example ROM.
-    pub fn example(&self) -> Spec {
-        Spec::new(Firmware::Rom(self.example.clone()))
+    /// An emulator's usual machine with the example ROM.
+    pub fn example(&self, emulator: Emulator) -> Spec {
+        Spec::on(emulator, Firmware::Rom(self.rom(emulator).to_owned()))
+    }
+
+    fn rom(&self, emulator: Emulator) -> &Path {
+        match emulator {
+            Emulator::Qemu => &self.qemu,
+            Emulator::Bochs => &self.bochs,
+        }
     }
 
     /// A machine without Peerboot: the same kernel and initramfs, started by QEMU's own firmware.
@@ -54,12 +66,14 @@ impl Lab {
         read(&guests::cloud_kernel(&self.project)?)
     }
 
-    /// A copy of the example ROM for one test to change.
-    pub fn variant(&self, test: &str) -> Result<Variant> {
+    /// A copy of an emulator's example ROM for one test to change.
+    pub fn variant(&self, emulator: Emulator, test: &str) -> Result<Variant> {
         let dir = self.project.build(&format!("tests/{test}"))?;
         let rom = dir.join("test.rom");
-        fs::copy(&self.example, &rom).map_err(|e| Error::file("copy", &self.example, &e))?;
-        Ok(Variant { cbfs: Cbfs::open(&rom)?, dir, rom })
+        let example = self.rom(emulator);
+        fs::copy(example, &rom).map_err(|e| Error::file("copy", example, &e))?;
+        let _ = fs::remove_file(ram_files::beside(&rom));
+        Ok(Variant { emulator, cbfs: Cbfs::open(&rom)?, dir, rom })
     }
 }
 
@@ -68,6 +82,7 @@ impl Lab {
 pub struct Variant {
     /// Its files.
     pub cbfs: Cbfs,
+    emulator: Emulator,
     dir: PathBuf,
     rom: PathBuf,
 }
@@ -105,9 +120,9 @@ impl Variant {
         fs::write(&self.rom, bytes).map_err(|e| Error::file("write", &self.rom, &e))
     }
 
-    /// A machine with this ROM.
+    /// The usual machine with this ROM.
     pub fn spec(&self) -> Spec {
-        Spec::new(Firmware::Rom(self.rom.clone()))
+        Spec::on(self.emulator, Firmware::Rom(self.rom.clone()))
     }
 
     /// Boots this ROM on the usual machine.

@@ -5,6 +5,7 @@ mod lab;
 mod manifest;
 
 mod bad_input;
+mod bochs;
 mod boot;
 mod figures;
 mod other_guests;
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 use lab::Lab;
 use xtask::error::Result;
 use xtask::guests;
+use xtask::machine::Emulator;
 use xtask::project::Project;
 use xtask::suite::{Case, Selection, run_cases};
 
@@ -45,10 +47,12 @@ fn cases() -> Result<Vec<Case<Lab>>> {
         Case::new("emulator/sleep", time::sleep_takes_its_time).alone(),
         Case::new("emulator/idle", time::idle_guest_halts_the_host).alone(),
     ];
-    for name in guests::tiny_names(&Project::find()?)? {
+    let tiny = guests::tiny_names(&Project::find()?)?;
+    cases.extend(bochs::cases(&tiny));
+    for name in tiny {
         let case = Case::new(format!("emulator/guest/{name}"), {
             let name = name.clone();
-            move |lab: &Lab| tiny_guests::passes(lab, &name)
+            move |lab: &Lab| tiny_guests::passes(lab, Emulator::Qemu, Emulator::Qemu.cpu(), &name)
         });
         // These compare clocks.
         cases.push(if ["timers", "exit-cost"].contains(&name.as_str()) { case.alone() } else { case });

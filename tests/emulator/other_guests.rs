@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use xtask::error::{Error, Result};
 use xtask::guests;
-use xtask::machine::{Firmware, Machine, Spec};
+use xtask::machine::{Emulator, Firmware, Machine, Spec};
 use xtask::rom::Recipe;
 use xtask::suite::Outcome;
 
@@ -16,7 +16,7 @@ use crate::manifest::{Guest, good, manifest};
 
 /// Debian's kernel for every machine reaches the same shell.
 pub fn full_kernel(lab: &Lab) -> Result<Outcome> {
-    let variant = lab.variant("full-kernel")?;
+    let variant = lab.variant(Emulator::Qemu, "full-kernel")?;
     // The ROM has no room for two kernels.
     variant.cbfs.remove("guests/debian/vmlinuz")?;
     variant.cbfs.add("guests/full/vmlinuz", &guests::full_kernel(lab.project())?)?;
@@ -35,7 +35,7 @@ pub fn full_kernel(lab: &Lab) -> Result<Outcome> {
 pub fn memtest(lab: &Lab) -> Result<Outcome> {
     // One of its tests lets memory rest for 160 s, however small it is.
     const PASS: Duration = Duration::from_secs(15 * 60);
-    let variant = lab.variant("memtest")?;
+    let variant = lab.variant(Emulator::Qemu, "memtest")?;
     variant.cbfs.add("guests/memtest", &guests::memtest(lab.project())?)?;
     let guest = Guest {
         memory: "<0x0 0x2000>",

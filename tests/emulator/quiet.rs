@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use regex::Regex;
 use xtask::error::{Error, Result};
-use xtask::machine::{Machine, Spec};
+use xtask::machine::{Emulator, Machine, Spec};
 use xtask::suite::Outcome;
 
 use crate::console::{ANSWER, command, wait_for_shell};
@@ -16,7 +16,7 @@ const COMPLAINTS: &str = r"(?i)warning|\bbug\b|call trace|unchecked msr|firmware
 /// The kernel's warnings (levels 0 to 4) and complaints are a part of those on bare QEMU.
 pub fn dmesg_is_as_on_bare_hardware(lab: &Lab) -> Result<Outcome> {
     let bare: BTreeSet<String> = complaints(&lab.bare()?)?.into_iter().map(|(shape, _)| shape).collect();
-    let news: Vec<String> = complaints(&lab.example())?
+    let news: Vec<String> = complaints(&lab.example(Emulator::Qemu))?
         .into_iter()
         .filter(|(shape, _)| !bare.contains(shape))
         .map(|(_, line)| line)

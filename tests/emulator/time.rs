@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use xtask::error::{Error, Result};
-use xtask::machine::Machine;
+use xtask::machine::{Emulator, Machine};
 use xtask::suite::Outcome;
 
 use crate::console::{ANSWER, command, wait_for_shell};
@@ -12,7 +12,7 @@ use crate::lab::Lab;
 
 /// `sleep 5` takes five seconds, by the guest's clock and by ours.
 pub fn sleep_takes_its_time(lab: &Lab) -> Result<Outcome> {
-    let mut machine = Machine::spawn(&lab.example())?;
+    let mut machine = Machine::spawn(&lab.example(Emulator::Qemu))?;
     wait_for_shell(&mut machine)?;
     let start = Instant::now();
     let uptimes =
@@ -35,7 +35,7 @@ pub fn sleep_takes_its_time(lab: &Lab) -> Result<Outcome> {
 /// With the guest at its prompt every core of the host is in HLT nearly always, and QEMU uses nearly no time.
 pub fn idle_guest_halts_the_host(lab: &Lab) -> Result<Outcome> {
     const SAMPLES: u32 = 50;
-    let mut machine = Machine::spawn(&lab.example())?;
+    let mut machine = Machine::spawn(&lab.example(Emulator::Qemu))?;
     wait_for_shell(&mut machine)?;
     command(&mut machine, "true", ANSWER)?;
 

@@ -4,18 +4,21 @@ use std::time::Duration;
 
 use xtask::error::{Error, Result};
 use xtask::guests;
+use xtask::machine::{Emulator, Machine};
 use xtask::suite::Outcome;
 
 use crate::lab::Lab;
 use crate::manifest::{Guest, manifest};
 
-/// The guest says `PASS` and its name.
-pub fn passes(lab: &Lab, name: &str) -> Result<Outcome> {
+/// On this CPU model the guest says `PASS` and its name.
+pub fn passes(lab: &Lab, emulator: Emulator, cpu: &str, name: &str) -> Result<Outcome> {
     const PATIENCE: Duration = Duration::from_secs(120);
-    let variant = lab.variant(&format!("guest-{name}"))?;
+    let variant = lab.variant(emulator, &format!("guest-{cpu}-{name}"))?;
     variant.cbfs.add("guests/tiny", &guests::tiny(lab.project(), name)?)?;
     variant.manifest(&manifest(&[Guest::tiny("cbfs:guests/tiny")]))?;
-    let mut machine = variant.boot()?;
+    let mut spec = variant.spec();
+    spec.cpu = cpu.to_owned();
+    let mut machine = Machine::spawn(&spec)?;
     let line = machine.expect(&format!("(PASS|FAIL) {name}"), PATIENCE)?;
     if line.contains("PASS") { Ok(Outcome::Passed) } else { Err(Error::failed(machine.transcript())) }
 }

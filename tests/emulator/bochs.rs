@@ -1,0 +1,107 @@
+//! The same monitor in Bochs: CPUs that QEMU cannot be, and files that no flash holds.
+
+use std::time::Duration;
+
+use xtask::error::{Error, Result};
+use xtask::guests;
+use xtask::machine::{Emulator, Machine};
+use xtask::suite::{Case, Outcome};
+
+use crate::bad_input::{said, stays};
+use crate::console::{PROMPT, USERSPACE, command};
+use crate::lab::{Lab, read};
+use crate::manifest::{Guest, manifest};
+use crate::tiny_guests;
+
+/// Wall time until Linux has booted: Bochs executes a hundred million instructions a second, or half of that where
+/// two tests share a core.
+const BOOT: Duration = Duration::from_secs(600);
+/// Wall time until the payload is at its prompt, or a tiny guest has done its work.
+const SOON: Duration = Duration::from_secs(120);
+
+/// The CPU models that run guests.
+const MODELS: [&str; 1] = ["ryzen"];
+/// Those that cannot, and what the payload says of each.
+const REFUSED: [(&str, &str); 1] = [("athlon64_venice", "virtualization: .*no guest can run")];
+
+/// The tests: every tiny guest on every model, and what only Bochs can show.
+pub fn cases(tiny: &[String]) -> Vec<Case<Lab>> {
+    let mut cases = vec![Case::new("emulator/bochs/memory-files", files_in_memory)];
+    for model in MODELS {
+        let linux = move |lab: &Lab| linux(lab, model);
+        cases.push(Case::new(format!("emulator/bochs/{model}/linux"), linux).long());
+        for name in tiny {
+            let guest = name.clone();
+            let passes = move |lab: &Lab| tiny_guests::passes(lab, Emulator::Bochs, model, &guest);
+            cases.push(Case::new(format!("emulator/bochs/{model}/{name}"), passes));
+        }
+    }
+    for (model, words) in REFUSED {
+        let refused = move |lab: &Lab| refused(lab, model, words);
+        cases.push(Case::new(format!("emulator/bochs/{model}"), refused));
+    }
+    cases
+}
+
+/// Debian's kernel, from RAM, reaches a shell that answers, and has nothing to say against the machine.
+fn linux(lab: &Lab, model: &str) -> Result<Outcome> {
+    let mut spec = lab.example(Emulator::Bochs);
+    spec.cpu = model.to_owned();
+    let mut machine = Machine::spawn(&spec)?;
+    machine.expect(USERSPACE, BOOT)?;
+    machine.expect(PROMPT, SOON)?;
+    // What this kernel says of such a CPU without new microcode, on bare hardware too.
+    let known = "Speculative Return Stack Overflow";
+    let complaints = command(&mut machine, "dmesg -r | grep -E '^<[0-4]>|unchecked'", SOON)?;
+    let complaints: Vec<String> = complaints.into_iter().filter(|line| !line.contains(known)).collect();
+    if !complaints.is_empty() {
+        return Err(Error::failed(format!("the kernel complains:\n{}", complaints.join("\n"))));
+    }
+    machine.send("poweroff\n")?;
+    machine.expect("all guests are off", SOON)?;
+    machine.wait_exit(SOON).map(|_| Outcome::Passed)
+}
+
+/// A CPU without what guests need is refused in a sentence, and the payload stays at its console.
+fn refused(lab: &Lab, model: &str, words: &str) -> Result<Outcome> {
+    let mut spec = lab.example(Emulator::Bochs);
+    spec.cpu = model.to_owned();
+    let mut machine = Machine::spawn(&spec)?;
+    machine.expect(words, SOON)?;
+    stays(&mut machine)
+}
+
+/// A guest starts from a file in RAM; those whose files lie where no file can be do not, and each says why.
+fn files_in_memory(lab: &Lab) -> Result<Outcome> {
+    // Where the file begins: beyond the first 128 KiB, the unit in which Bochs gives out memory. And its size.
+    const BEFORE: usize = 0x9_0000;
+    const SIZE: usize = 0x4_0000;
+    const GOOD: &str = "memory:0x2090000+0x40000";
+    let variant = lab.variant(Emulator::Bochs, "memory-files")?;
+    let mut image = vec![0xA5; BEFORE];
+    image.extend(read(&guests::tiny(lab.project(), "hello")?)?);
+    image.resize(BEFORE + SIZE, 0);
+    variant.write("test.ram", &image)?;
+
+    let named = |node, kernel| Guest { node, ..Guest::tiny(kernel) };
+    variant.manifest(&manifest(&[
+        named("nowhere", "memory:0xc0000000+0x1000"),
+        named("tables", "memory:0xf6000+0x1000"),
+        named("burglar", "memory:0x1000000+0x1000"),
+        named("endless", "memory:0x3000000"),
+        named("good", GOOD),
+    ]))?;
+    let mut spec = variant.spec();
+    spec.cpu = MODELS[0].to_owned();
+    let mut machine = Machine::spawn(&spec)?;
+    machine.expect("PASS hello", SOON)?;
+    said(
+        &machine,
+        &[
+            "nowhere: memory:0xc0000000.0x1000: .* is not all RAM",
+            "tables: memory:0xf6000.0x1000: .* is not all RAM",
+            "burglar: memory:0x1000000.0x1000: .*Peerboot's own",
+            "/chosen/endless, property kernel: found \"memory:0x3000000\", expected \"cbfs:\"",
+        ],
+    )
+}
