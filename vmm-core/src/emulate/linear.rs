@@ -20,17 +20,17 @@ pub(super) fn linear(
     len: u64,
     write: bool,
 ) -> Result<u64, Fault> {
-    let segment = cpu.segment(register);
     let last = len.saturating_sub(1);
     let (address, allowed) = if cpu.code_size() == CodeSize::Bits64 {
         let base = match register {
-            SegmentRegister::Fs | SegmentRegister::Gs => segment.base,
+            SegmentRegister::Fs | SegmentRegister::Gs => cpu.segment(register).base,
             _ => 0,
         };
         let address = base.wrapping_add(offset);
         let paging = cpu.paging();
         (address, is_canonical(address, &paging) && is_canonical(address.wrapping_add(last), &paging))
     } else {
+        let segment = cpu.segment(register);
         let real =
             cpu.control().cr0 & ControlRegisters::CR0_PE == 0 || cpu.registers().rflags & rflags::VM != 0;
         let permitted = real || permits(segment, write);

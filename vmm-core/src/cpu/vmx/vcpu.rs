@@ -21,6 +21,7 @@ use crate::cpu::{
     Segment, SegmentRegister, SystemMsr, VirtualCpu, rflags,
 };
 use crate::memory::{GuestPhys, HostPhys, NestedTables};
+use ::core::cell::Cell;
 use ::core::sync::atomic::{AtomicU64, Ordering};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -126,6 +127,11 @@ pub struct Vcpu {
     /// The priority class of the interrupt that waits for a window.
     waiting_class: Option<u8>,
     nmi_waits: bool,
+    /// Whether the controls must be computed anew. While an interrupt waits, they are at every entry: the
+    /// guest may have changed its task priority.
+    controls_change: bool,
+    /// What [`CpuView::control`] found since the last exit.
+    control: Cell<Option<ControlRegisters>>,
     identity: u64,
     tag: Tag,
     // The hardware reads and writes all of these as long as this CPU may run.
@@ -164,6 +170,8 @@ impl Vcpu {
             injection: None,
             waiting_class: None,
             nmi_waits: false,
+            controls_change: true,
+            control: Cell::new(None),
             identity: IDENTITIES.fetch_add(1, Ordering::Relaxed),
             tag: Tag::default(),
             region: Region::new(capabilities.revision()),
@@ -221,6 +229,7 @@ impl Vcpu {
         for tracked in [&mut self.primary_controls, &mut self.entry_controls, &mut self.tpr_threshold] {
             tracked.written = None;
         }
+        self.controls_change = true;
         self.in_vmcs = self.in_registers();
         for (field, value) in IN_REGISTERS.into_iter().zip(self.in_vmcs) {
             self.saved.set(field, value);
@@ -268,6 +277,8 @@ impl Vcpu {
     fn set_efer(&mut self, value: u64) {
         self.efer = value;
         self.set_guest(field::GUEST_EFER, value);
+        self.controls_change = true;
+        self.control.set(None);
     }
 
     /// Brings what changed since the last exit into the VMCS.
@@ -276,15 +287,34 @@ impl Vcpu {
             if injection.fault {
                 self.registers.rflags |= rflags::RF;
             }
-            let blocking = self.interruptibility();
-            if injection.is_nmi() && blocking & interruptibility::BLOCKING_BY_NMI != 0 {
-                // It was on its way when the exit came: its delivery blocks the next one anew.
-                self.set_interruptibility(blocking & !interruptibility::BLOCKING_BY_NMI);
+            if injection.is_nmi() {
+                // If it was on its way when the exit came, its delivery blocks the next one anew.
+                self.set_interruptibility(self.interruptibility() & !interruptibility::BLOCKING_BY_NMI);
             }
         }
+        if self.controls_change || self.waiting_class.is_some() {
+            self.update_controls();
+        }
+        let registers = self.in_registers();
+        let Some(current) = &mut self.current else { return };
+        if let Some(injection) = &self.injection {
+            current.write(field::ENTRY_INTERRUPTION_INFORMATION, u64::from(injection.information));
+            current.write(field::ENTRY_EXCEPTION_ERROR_CODE, u64::from(injection.error_code));
+            current.write(field::ENTRY_INSTRUCTION_LENGTH, u64::from(injection.instruction_length));
+        }
+        for ((field, value), written) in IN_REGISTERS.into_iter().zip(registers).zip(self.in_vmcs) {
+            if value != written {
+                current.write(field, value);
+            }
+        }
+        self.in_vmcs = registers;
+    }
+
+    /// Computes the controls that depend on what waits, on the task priority and on long mode.
+    fn update_controls(&mut self) {
+        self.controls_change = false;
         let after_sti = self.nmi_waits && self.interruptibility() & interruptibility::BLOCKING_BY_STI != 0;
         let class = self.virtual_apic.task_priority_class();
-        let registers = self.in_registers();
         let Some(current) = &mut self.current else { return };
 
         // An interrupt waits for RFLAGS.IF, or first for the guest to lower its task priority. An NMI waits
@@ -305,23 +335,12 @@ impl Vcpu {
         let long_mode = self.efer & ControlRegisters::EFER_LMA != 0;
         let long_mode = if long_mode { entry::IA32E_MODE_GUEST } else { 0 };
         self.entry_controls.set(current, self.shared.controls.entry | long_mode);
-
-        if let Some(injection) = &self.injection {
-            current.write(field::ENTRY_INTERRUPTION_INFORMATION, u64::from(injection.information));
-            current.write(field::ENTRY_EXCEPTION_ERROR_CODE, u64::from(injection.error_code));
-            current.write(field::ENTRY_INSTRUCTION_LENGTH, u64::from(injection.instruction_length));
-        }
-        for ((field, value), written) in IN_REGISTERS.into_iter().zip(registers).zip(self.in_vmcs) {
-            if value != written {
-                current.write(field, value);
-            }
-        }
-        self.in_vmcs = registers;
     }
 
     /// One entry and its exit; `None` when the exit was this backend's own business.
     fn run_once(&mut self) -> Option<Exit> {
         self.prepare_entry();
+        self.control.set(None);
         let swaps_spec_ctrl = self.shared.features.spec_ctrl && self.spec_ctrl != 0;
         self.shared.hygiene.flush_l1d();
         // SAFETY: this CPU is attached, so its VMCS is current here and describes this core as the host; what
@@ -356,23 +375,23 @@ impl Vcpu {
     }
 
     fn decode_exit(&mut self) -> Option<Exit> {
-        let qualification = self.exit_field(field::EXIT_QUALIFICATION);
+        let qualification = || self.exit_field(field::EXIT_QUALIFICATION);
         Some(match self.exit_reason {
             reason::CPUID => Exit::Cpuid,
             reason::RDMSR => Exit::ReadMsr,
             reason::WRMSR => Exit::WriteMsr,
-            reason::IO_INSTRUCTION => Exit::Port(port_access(qualification)),
-            reason::EPT_VIOLATION => self.ept_violation(EptViolation(qualification)),
+            reason::IO_INSTRUCTION => Exit::Port(port_access(qualification())),
+            reason::EPT_VIOLATION => self.ept_violation(EptViolation(qualification())),
             reason::HLT => Exit::Halt,
             reason::PAUSE => Exit::Pause,
             // An INIT waits until VMX operation ends: nothing to do about it, and no harm.
             reason::EXTERNAL_INTERRUPT | reason::INIT_SIGNAL => Exit::HostInterrupt,
-            reason::EXCEPTION_OR_NMI => return self.exception(qualification),
+            reason::EXCEPTION_OR_NMI => return self.exception(qualification()),
             reason::INTERRUPT_WINDOW | reason::NMI_WINDOW | reason::TPR_BELOW_THRESHOLD => {
-                (self.waiting_class, self.nmi_waits) = (None, false);
+                (self.waiting_class, self.nmi_waits, self.controls_change) = (None, false, true);
                 Exit::InterruptWindow
             }
-            reason::CONTROL_REGISTER => return self.control_register(Access::decode(qualification)),
+            reason::CONTROL_REGISTER => return self.control_register(Access::decode(qualification())),
             reason::XSETBV => Exit::Xsetbv,
             reason::WBINVD | reason::INVD => Exit::CacheFlush,
             reason::VMCALL => Exit::Hypercall,
@@ -521,6 +540,7 @@ impl Vcpu {
         value: u64,
         pdptes: Option<[u64; 4]>,
     ) {
+        self.control.set(None);
         let Some(current) = &mut self.current else { return };
         current.write(register, in_hardware);
         current.write(shadow, value);
@@ -633,17 +653,22 @@ impl CpuView for Vcpu {
     }
 
     fn control(&self) -> ControlRegisters {
-        ControlRegisters {
-            cr0: self.cr0.seen(self.guest(field::GUEST_CR0), self.cr0_shadow),
-            cr2: self.unswitched.cr2(),
-            cr3: self.guest(field::GUEST_CR3),
-            cr4: self.cr4.seen(self.guest(field::GUEST_CR4), self.cr4_shadow),
-            efer: self.efer,
-        }
+        self.control.get().unwrap_or_else(|| {
+            let control = ControlRegisters {
+                cr0: self.cr0.seen(self.guest(field::GUEST_CR0), self.cr0_shadow),
+                cr2: self.unswitched.cr2(),
+                cr3: self.guest(field::GUEST_CR3),
+                cr4: self.cr4.seen(self.guest(field::GUEST_CR4), self.cr4_shadow),
+                efer: self.efer,
+            };
+            self.control.set(Some(control));
+            control
+        })
     }
 
     fn set_cr2(&mut self, address: u64) {
         self.unswitched.set_cr2(address);
+        self.control.set(None);
     }
 
     fn physical_bits(&self) -> u8 {
@@ -685,6 +710,7 @@ impl VirtualCpu for Vcpu {
         self.spec_ctrl = 0;
         (self.injection, self.waiting_class, self.nmi_waits) = (None, None, false);
         self.virtual_apic.set_task_priority_class(0);
+        self.control.set(None);
         // Nothing cached under the old identifier belongs to the new state.
         self.tag = Tag::default();
     }
@@ -739,8 +765,11 @@ impl VirtualCpu for Vcpu {
         if !tells_instruction_length(self.exit_reason) {
             return None;
         }
-        let next_rip = self.registers.rip.wrapping_add(self.exit_field(field::EXIT_INSTRUCTION_LENGTH));
-        Some(if self.code_size() == CodeSize::Bits64 { next_rip } else { next_rip & 0xffff_ffff })
+        let rip = self.registers.rip;
+        let next_rip = rip.wrapping_add(self.exit_field(field::EXIT_INSTRUCTION_LENGTH));
+        // EIP has 32 bits: only where the sum leaves them does the mode matter.
+        let wraps = rip >> 32 == 0 && next_rip >> 32 != 0 && self.code_size() != CodeSize::Bits64;
+        Some(if wraps { next_rip & 0xffff_ffff } else { next_rip })
     }
 
     fn complete_instruction(&mut self, next_rip: u64) {
@@ -778,10 +807,12 @@ impl VirtualCpu for Vcpu {
 
     fn request_interrupt_window(&mut self, priority_class: Option<u8>) {
         self.waiting_class = priority_class.map(|class| class & 0xf);
+        self.controls_change = true;
     }
 
     fn request_nmi_window(&mut self) {
         self.nmi_waits = true;
+        self.controls_change = true;
     }
 
     fn task_priority_class(&self) -> u8 {
