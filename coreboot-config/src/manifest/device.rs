@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 
 use super::{
-    error::{GuestError, Warning},
+    error::{Result, Warning},
     node::Node,
     source::Source,
 };
@@ -34,10 +34,7 @@ pub struct Network {
 }
 
 /// The devices in a guest's child nodes, each kind in the nodes' order.
-pub(super) fn read(
-    guest: &Node<'_, '_>,
-    warnings: &mut Vec<Warning>,
-) -> Result<(Vec<Disk>, Vec<Network>), GuestError> {
+pub(super) fn read(guest: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<(Vec<Disk>, Vec<Network>)> {
     let mut disks = Vec::new();
     let mut networks = Vec::new();
     for node in guest.children() {
@@ -54,7 +51,7 @@ pub(super) fn read(
     Ok((disks, networks))
 }
 
-fn disk(node: &Node<'_, '_>) -> Result<Disk, GuestError> {
+fn disk(node: &Node<'_, '_>) -> Result<Disk> {
     let source = node.needed_source("source")?;
     let read_only = node.flag("read-only")?;
     // The ROM is not written while guests run.
@@ -64,7 +61,7 @@ fn disk(node: &Node<'_, '_>) -> Result<Disk, GuestError> {
     Ok(Disk { name: node.name().into(), source, read_only })
 }
 
-fn network(node: &Node<'_, '_>) -> Result<Network, GuestError> {
+fn network(node: &Node<'_, '_>) -> Result<Network> {
     let switch = node.text("switch")?.filter(|switch| !switch.is_empty());
     let switch = switch.ok_or_else(|| node.wrong("switch", "the name of a switch"))?;
     let mac_address = node.value("mac-address").map(|value| {

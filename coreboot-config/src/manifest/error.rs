@@ -1,6 +1,6 @@
 //! What can be wrong with a manifest.
 
-use alloc::{format, string::String};
+use alloc::{boxed::Box, format, string::String};
 use core::fmt;
 
 use super::{COMPATIBLE, blob::BlobError};
@@ -31,6 +31,9 @@ pub struct GuestError {
     /// What was expected.
     pub expected: String,
 }
+
+/// What reading a part of a guest gives. The error lies on the heap: there is a `?` for each property.
+pub(super) type Result<T> = core::result::Result<T, Box<GuestError>>;
 
 /// A node or property that means nothing here.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! One guest: a node in `/chosen`.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{boxed::Box, string::String, vec::Vec};
 
 use super::{
     device::{self, Disk, Network},
-    error::{GuestError, Warning},
+    error::{GuestError, Result, Warning},
     node::Node,
     source::Source,
 };
@@ -131,10 +131,10 @@ enum Method {
 }
 
 /// The guest of a node; what is unknown in it is warned of, whether it is sound or not.
-pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<GuestConfig, GuestError> {
+pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<GuestConfig> {
     node.warn_of_unknown_properties(&PROPERTIES, warnings);
     let (disks, networks) = device::read(node, warnings)?;
-    let action = |property, default| Ok(node.word(property, &ACTIONS)?.unwrap_or(default));
+    let action = |property, default| node.word(property, &ACTIONS).map(|action| action.unwrap_or(default));
     Ok(GuestConfig {
         name: name(node)?,
         node: node.path().into(),
@@ -156,7 +156,7 @@ pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<G
     })
 }
 
-fn name(node: &Node<'_, '_>) -> Result<String, GuestError> {
+fn name(node: &Node<'_, '_>) -> Result<String> {
     const EXPECTED: &str = "1 to 31 letters, digits, '-', '_' and '.'";
     let sound = |name: &str| {
         let letter = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
@@ -167,11 +167,13 @@ fn name(node: &Node<'_, '_>) -> Result<String, GuestError> {
         Some(_) => Err(node.wrong("label", EXPECTED)),
         None => {
             let name = node.name().split('@').next().unwrap_or("");
-            let error = || GuestError {
-                node: node.path().into(),
-                property: None,
-                found: "a node name that cannot be a guest's".into(),
-                expected: alloc::format!("{EXPECTED}, or a property label of these"),
+            let error = || {
+                Box::new(GuestError {
+                    node: node.path().into(),
+                    property: None,
+                    found: "a node name that cannot be a guest's".into(),
+                    expected: alloc::format!("{EXPECTED}, or a property label of these"),
+                })
             };
             sound(name).then(|| name.into()).ok_or_else(error)
         }
@@ -179,7 +181,7 @@ fn name(node: &Node<'_, '_>) -> Result<String, GuestError> {
 }
 
 /// In bytes; the manifest says KiB.
-fn memory(node: &Node<'_, '_>) -> Result<u64, GuestError> {
+fn memory(node: &Node<'_, '_>) -> Result<u64> {
     let kib = match node.cells("memory").as_deref() {
         Some([kib]) => Some(u64::from(*kib)),
         Some([high, low]) => Some(u64::from(*high) << 32 | u64::from(*low)),
@@ -190,7 +192,7 @@ fn memory(node: &Node<'_, '_>) -> Result<u64, GuestError> {
     bytes.ok_or_else(|| node.wrong("memory", "KiB in one or two cells, at least 1024, a multiple of 4"))
 }
 
-fn cpu_affinity(node: &Node<'_, '_>) -> Result<Vec<u32>, GuestError> {
+fn cpu_affinity(node: &Node<'_, '_>) -> Result<Vec<u32>> {
     if node.value("cpu-affinity").is_none() {
         return Ok(Vec::new());
     }
@@ -206,12 +208,12 @@ fn cpu_affinity(node: &Node<'_, '_>) -> Result<Vec<u32>, GuestError> {
     Ok(sorted)
 }
 
-fn weight(node: &Node<'_, '_>) -> Result<u16, GuestError> {
+fn weight(node: &Node<'_, '_>) -> Result<u16> {
     let weight = node.number("weight", 1..=u32::from(u16::MAX))?;
     Ok(weight.and_then(|weight| u16::try_from(weight).ok()).unwrap_or(DEFAULT_WEIGHT))
 }
 
-fn boot(node: &Node<'_, '_>) -> Result<Boot, GuestError> {
+fn boot(node: &Node<'_, '_>) -> Result<Boot> {
     let methods = [("linux", Method::Linux), ("pvh", Method::Pvh)];
     let method = node.word("boot", &methods)?;
     let method = method.ok_or_else(|| node.wrong("boot", "one of \"linux\", \"pvh\""))?;

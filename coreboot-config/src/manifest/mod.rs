@@ -16,7 +16,7 @@ pub use error::{GuestError, ManifestError, Warning};
 pub use guest::{Action, Boot, Console, DEFAULT_WEIGHT, GuestConfig, Kernel, MAX_CPUS, MIN_MEMORY};
 pub use source::Source;
 
-use alloc::{string::String, vec::Vec};
+use alloc::{boxed::Box, string::String, vec::Vec};
 
 use node::Node;
 
@@ -29,7 +29,7 @@ pub const COMPATIBLE: &str = "peerboot,manifest-v1";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
     /// Every guest node, in the manifest's order.
-    pub guests: Vec<Result<GuestConfig, GuestError>>,
+    pub guests: Vec<Result<GuestConfig, Box<GuestError>>>,
     /// Nodes and properties that mean nothing to this version, or nothing where they are.
     pub warnings: Vec<Warning>,
 }
@@ -65,7 +65,7 @@ impl Manifest {
 
 fn read_chosen(
     chosen: &Node<'_, '_>,
-    guests: &mut Vec<Result<GuestConfig, GuestError>>,
+    guests: &mut Vec<Result<GuestConfig, Box<GuestError>>>,
     warnings: &mut Vec<Warning>,
 ) {
     chosen.warn_of_unknown_properties(&[], warnings);
@@ -79,12 +79,14 @@ fn read_chosen(
 }
 
 /// Two guests of one name could not be told apart: the first keeps it.
-fn refuse_second_names(guests: &mut [Result<GuestConfig, GuestError>]) {
+fn refuse_second_names(guests: &mut [Result<GuestConfig, Box<GuestError>>]) {
     let mut taken: Vec<(String, String)> = Vec::new();
     for entry in guests {
         let Ok(guest) = entry else { continue };
         match taken.iter().find(|(name, _)| *name == guest.name) {
-            Some((_, first)) => *entry = Err(GuestError::second_name(&guest.node, &guest.name, first)),
+            Some((_, first)) => {
+                *entry = Err(Box::new(GuestError::second_name(&guest.node, &guest.name, first)))
+            }
             None => taken.push((guest.name.clone(), guest.node.clone())),
         }
     }

@@ -1,6 +1,7 @@
 //! A node of the tree, its path, and its properties as the manifest's types.
 
 use alloc::{
+    boxed::Box,
     format,
     string::{String, ToString},
     vec::Vec,
@@ -9,7 +10,7 @@ use alloc::{
 use fdt::{Fdt, node::FdtNode};
 
 use super::{
-    error::{GuestError, Warning},
+    error::{GuestError, Result, Warning},
     source::Source,
 };
 
@@ -71,17 +72,17 @@ impl<'b, 'a> Node<'b, 'a> {
     }
 
     /// The error that this property is not as expected.
-    pub(super) fn wrong(&self, property: &'static str, expected: impl Into<String>) -> GuestError {
-        GuestError {
+    pub(super) fn wrong(&self, property: &'static str, expected: impl Into<String>) -> Box<GuestError> {
+        Box::new(GuestError {
             node: self.path.clone(),
             property: Some(property),
             found: self.describe(property),
             expected: expected.into(),
-        }
+        })
     }
 
     /// A property without a value: whether it is there.
-    pub(super) fn flag(&self, property: &'static str) -> Result<bool, GuestError> {
+    pub(super) fn flag(&self, property: &'static str) -> Result<bool> {
         match self.value(property) {
             None => Ok(false),
             Some([]) => Ok(true),
@@ -91,18 +92,14 @@ impl<'b, 'a> Node<'b, 'a> {
     }
 
     /// One text without control characters.
-    pub(super) fn text(&self, property: &'static str) -> Result<Option<&'a str>, GuestError> {
+    pub(super) fn text(&self, property: &'static str) -> Result<Option<&'a str>> {
         let Some(value) = self.value(property) else { return Ok(None) };
         let text = single_text(value).ok_or_else(|| self.wrong(property, "one string of printable text"))?;
         Ok(Some(text))
     }
 
     /// One of these words.
-    pub(super) fn word<T: Copy>(
-        &self,
-        property: &'static str,
-        words: &[(&str, T)],
-    ) -> Result<Option<T>, GuestError> {
+    pub(super) fn word<T: Copy>(&self, property: &'static str, words: &[(&str, T)]) -> Result<Option<T>> {
         let Some(text) = self.text(property)? else { return Ok(None) };
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         let expected = || {
@@ -113,13 +110,13 @@ impl<'b, 'a> Node<'b, 'a> {
     }
 
     /// A file.
-    pub(super) fn source(&self, property: &'static str) -> Result<Option<Source>, GuestError> {
+    pub(super) fn source(&self, property: &'static str) -> Result<Option<Source>> {
         let Some(text) = self.text(property)? else { return Ok(None) };
         Source::parse(text).map(Some).ok_or_else(|| self.wrong(property, Source::EXPECTED))
     }
 
     /// A file that there must be.
-    pub(super) fn needed_source(&self, property: &'static str) -> Result<Source, GuestError> {
+    pub(super) fn needed_source(&self, property: &'static str) -> Result<Source> {
         self.source(property)?.ok_or_else(|| self.wrong(property, Source::EXPECTED))
     }
 
@@ -128,7 +125,7 @@ impl<'b, 'a> Node<'b, 'a> {
         &self,
         property: &'static str,
         range: core::ops::RangeInclusive<u32>,
-    ) -> Result<Option<u32>, GuestError> {
+    ) -> Result<Option<u32>> {
         let Some(value) = self.value(property) else { return Ok(None) };
         let number = <[u8; 4]>::try_from(value).ok().map(u32::from_be_bytes);
         let number = number.filter(|number| range.contains(number));
