@@ -199,13 +199,16 @@ pub fn identity() -> usize {
 
 /// Numbers the CPUs that run: 0 is this one, the boot CPU; `others` follow in the order of their APICs' numbers,
 /// so that a number means the same CPU after every boot.
-pub fn set_running(mut others: Vec<&'static PerCpu>) {
-    others.sort_unstable_by_key(|cpu| cpu.apic_id());
+pub fn set_running(others: Vec<&'static PerCpu>) {
     let boot = this();
     boot.set_apic_id(apic::local::id());
-    others.insert(0, boot);
-    others.iter().enumerate().for_each(|(number, cpu)| cpu.number.store(number, Ordering::Relaxed));
-    RUNNING.call_once(|| others);
+    let mut all = Vec::with_capacity(others.len() + 1);
+    for cpu in others {
+        all.insert(all.partition_point(|before: &&PerCpu| before.apic_id() < cpu.apic_id()), cpu);
+    }
+    all.insert(0, boot);
+    all.iter().enumerate().for_each(|(number, cpu)| cpu.number.store(number, Ordering::Relaxed));
+    RUNNING.call_once(|| all);
 }
 
 /// All CPUs that run, by number; none before it is known which do.

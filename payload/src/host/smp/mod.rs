@@ -112,11 +112,13 @@ pub fn start(acpi: Option<&Acpi>, frames: &'static FrameAllocator, clock: &Clock
 fn others(acpi: &Acpi) -> Option<Vec<u32>> {
     let madt = acpi.madt.as_ref().filter(|madt| !madt.cpus.is_empty())?;
     let reachable = |id: u32| local::knows_large_numbers() || id <= HIGHEST_XAPIC_ID;
-    let mut ids: Vec<u32> = madt.cpus.iter().filter(|cpu| cpu.enabled).map(|cpu| cpu.apic_id).collect();
-    ids.sort_unstable();
-    // Firmware may list a CPU for each of the two modes.
-    ids.dedup();
-    ids.retain(|id| *id != local::id());
+    let mut ids = Vec::new();
+    for cpu in madt.cpus.iter().filter(|cpu| cpu.enabled && cpu.apic_id != local::id()) {
+        // Firmware may list a CPU for each of the two modes.
+        if let Err(place) = ids.binary_search(&cpu.apic_id) {
+            ids.insert(place, cpu.apic_id);
+        }
+    }
     let found = ids.len();
     ids.retain(|id| reachable(*id));
     if ids.len() < found {
@@ -219,7 +221,7 @@ fn join(ticket: usize) -> ! {
 
 /// Compares the time-stamp counters, and tells how far they are apart.
 fn compare_counters(clock: &Clock) {
-    let nanos = |ticks: u64| u128::from(ticks) * 1_000_000 / u128::from(clock.tsc_khz());
+    let nanos = |ticks: u64| (u128::from(ticks) * 1_000_000 / u128::from(clock.tsc_khz())) as u64;
     let mut most = 0;
     for cpu in cpu::running().iter().skip(1) {
         let start = clock.now();
