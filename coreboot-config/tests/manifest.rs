@@ -59,7 +59,7 @@ fn the_references_example_means_what_it_says() {
     assert_eq!((web.name.as_str(), web.node.as_str()), ("web", "/chosen/guest-1"));
     assert_eq!((web.memory, web.cpus, web.weight), (6 << 30, 2, 512));
     assert_eq!(web.cpu_affinity, [2, 3]);
-    let Boot::Linux(kernel) = &web.boot else { panic!("{:?}", web.boot) };
+    let Boot::Linux(kernel, None) = &web.boot else { panic!("{:?}", web.boot) };
     assert_eq!(kernel.bootargs, "console=ttyS0");
     assert_eq!(kernel.image.to_string(), "cbfs:guests/web/vmlinuz");
     assert_eq!(

@@ -6,8 +6,9 @@ use alloc::borrow::Cow;
 use alloc::vec::Vec;
 use core::fmt;
 use coreboot_config::cbfs::{Cbfs, CbfsError, Compression};
-use coreboot_config::manifest::{self, Boot, Console, Manifest, ManifestError, Source};
+use coreboot_config::manifest::{self, Boot, Console, Entry, Manifest, ManifestError, Source};
 use vmm_core::boot::BootProtocol;
+use vmm_core::boot::linux::LinuxEntry;
 use vmm_core::guest::{Action, GuestConfig, Image};
 use vmm_core::schedule::Affinity;
 
@@ -144,7 +145,7 @@ impl<'a> Files<'a> {
 /// Finds a guest's files; says which one is wrong and how.
 fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
     let (protocol, kernel) = match &guest.boot {
-        Boot::Linux(kernel) => (BootProtocol::Linux, kernel),
+        Boot::Linux(kernel, entry) => (BootProtocol::Linux(entry.map(linux_entry)), kernel),
         Boot::Pvh(kernel) => (BootProtocol::Pvh, kernel),
     };
     let image = |source: &Source| {
@@ -178,6 +179,14 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
         on_poweroff: action(guest.on_poweroff),
     };
     Some(Wanted { config, shown: guest.console == Console::Uart })
+}
+
+fn linux_entry(entry: Entry) -> LinuxEntry {
+    match entry {
+        Entry::Bits16 => LinuxEntry::Bits16,
+        Entry::Bits32 => LinuxEntry::Bits32,
+        Entry::Bits64 => LinuxEntry::Bits64,
+    }
 }
 
 fn action(action: manifest::Action) -> Action {

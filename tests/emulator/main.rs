@@ -7,6 +7,7 @@ mod manifest;
 mod bad_input;
 mod bochs;
 mod boot;
+mod boot_protocols;
 mod figures;
 mod other_guests;
 mod quiet;
@@ -30,6 +31,9 @@ fn cases() -> Result<Vec<Case<Lab>>> {
         Case::new("emulator/quiet-dmesg", quiet::dmesg_is_as_on_bare_hardware),
         Case::new("emulator/full-kernel", other_guests::full_kernel),
         Case::new("emulator/real-coreboot", other_guests::real_coreboot),
+        Case::new("emulator/linux-16-bit", boot_protocols::linux_from_real_mode),
+        Case::new("emulator/memtest86+-32-bit", boot_protocols::memtest_32_bit),
+        Case::new("emulator/ipxe", boot_protocols::ipxe),
         Case::new("emulator/shell-answers", boot::shell_answers),
         Case::new("emulator/poweroff", boot::poweroff),
         Case::new("emulator/reboot", boot::reboot),

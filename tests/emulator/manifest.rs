@@ -19,6 +19,8 @@ pub struct Guest {
     pub boot: &'static str,
     /// Whether the debug port's output is logged.
     pub debug_port: bool,
+    /// Further properties and nodes, in source.
+    pub properties: &'static str,
 }
 
 impl Guest {
@@ -33,6 +35,7 @@ impl Guest {
             bootargs: "console=ttyS0",
             boot: "linux",
             debug_port: false,
+            properties: "",
         }
     }
 
@@ -59,7 +62,7 @@ fn node(guest: &Guest) -> String {
     };
     format!(
         "\t\t{} {{\n\t\t\tcompatible = \"peerboot,guest\";\n\t\t\tmemory = {};\n\
-         {}{}{}{}{}{}\t\t\tautostart;\n\t\t}};\n",
+         {}{}{}{}{}{}\t\t\tautostart;\n\t\t\t{}\n\t\t}};\n",
         guest.node,
         guest.memory,
         string("boot", Some(guest.boot)),
@@ -68,5 +71,6 @@ fn node(guest: &Guest) -> String {
         string("ramdisk", guest.ramdisk),
         string("bootargs", Some(guest.bootargs)),
         if guest.debug_port { "\t\t\tdebug-port;\n" } else { "" },
+        guest.properties,
     )
 }

@@ -229,6 +229,7 @@ impl Guest {
         let images = boot::Images {
             kernel: config.kernel.bytes(),
             ramdisk: config.ramdisk.as_ref().map(Image::bytes),
+            modules: &[],
             bootargs: &config.bootargs,
         };
         let state =

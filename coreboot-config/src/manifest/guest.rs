@@ -22,7 +22,7 @@ const KIB: u64 = 1 << 10;
 const PAGE: u64 = 4 << 10;
 const MAX_NAME_LEN: usize = 31;
 /// Every property that some guest may have.
-const PROPERTIES: [&str; 16] = [
+const PROPERTIES: [&str; 17] = [
     "compatible",
     "label",
     "memory",
@@ -30,6 +30,7 @@ const PROPERTIES: [&str; 16] = [
     "cpu-affinity",
     "weight",
     "boot",
+    "entry",
     "kernel",
     "ramdisk",
     "bootargs",
@@ -79,10 +80,21 @@ pub struct GuestConfig {
 /// How a guest starts, and of which files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Boot {
-    /// A bzImage, by Linux's 64-bit boot protocol.
-    Linux(Kernel),
+    /// A bzImage, by Linux's boot protocol; by this entry, or else by the widest that the kernel has.
+    Linux(Kernel, Option<Entry>),
     /// An ELF file with a PVH note.
     Pvh(Kernel),
+}
+
+/// In which mode a kernel of Linux's boot protocol is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Real mode, with BIOS services.
+    Bits16,
+    /// 32-bit protected mode.
+    Bits32,
+    /// Long mode.
+    Bits64,
 }
 
 /// A kernel and what goes with it.
@@ -99,7 +111,7 @@ pub struct Kernel {
 impl Boot {
     /// Every file that the guest needs to start.
     pub fn files(&self) -> impl Iterator<Item = &Source> {
-        let (Self::Linux(kernel) | Self::Pvh(kernel)) = self;
+        let (Self::Linux(kernel, _) | Self::Pvh(kernel)) = self;
         core::iter::once(&kernel.image).chain(&kernel.ramdisk)
     }
 }
@@ -222,8 +234,12 @@ fn boot(node: &Node<'_, '_>) -> Result<Boot> {
         ramdisk: node.source("ramdisk")?,
         bootargs: node.text("bootargs")?.unwrap_or("").into(),
     };
+    if !matches!(method, Method::Linux) && node.value("entry").is_some() {
+        return Err(node.wrong("entry", "it only with boot = \"linux\""));
+    }
+    let entries = [("16-bit", Entry::Bits16), ("32-bit", Entry::Bits32), ("64-bit", Entry::Bits64)];
     Ok(match method {
-        Method::Linux => Boot::Linux(kernel),
+        Method::Linux => Boot::Linux(kernel, node.word("entry", &entries)?),
         Method::Pvh => Boot::Pvh(kernel),
     })
 }

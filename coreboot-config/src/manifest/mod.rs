@@ -13,7 +13,7 @@ mod source;
 pub use blob::{BlobError, BlobFault, MAX_BLOB_LEN};
 pub use device::{Disk, Network};
 pub use error::{GuestError, ManifestError, Warning};
-pub use guest::{Action, Boot, Console, DEFAULT_WEIGHT, GuestConfig, Kernel, MAX_CPUS, MIN_MEMORY};
+pub use guest::{Action, Boot, Console, DEFAULT_WEIGHT, Entry, GuestConfig, Kernel, MAX_CPUS, MIN_MEMORY};
 pub use source::Source;
 
 use alloc::{boxed::Box, string::String, vec::Vec};

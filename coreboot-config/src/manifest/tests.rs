@@ -117,11 +117,10 @@ fn a_plain_guest_gets_the_defaults() {
         cpus: 1,
         cpu_affinity: vec![],
         weight: DEFAULT_WEIGHT,
-        boot: Boot::Linux(Kernel {
-            image: Source::Cbfs("guests/vmlinuz".into()),
-            ramdisk: None,
-            bootargs: String::new(),
-        }),
+        boot: Boot::Linux(
+            Kernel { image: Source::Cbfs("guests/vmlinuz".into()), ramdisk: None, bootargs: String::new() },
+            None,
+        ),
         disks: vec![],
         networks: vec![],
         console: Console::Uart,
@@ -133,6 +132,25 @@ fn a_plain_guest_gets_the_defaults() {
     };
     assert_eq!(manifest.guests, [Ok(expected)]);
     assert_eq!(manifest.warnings, []);
+}
+
+#[test]
+fn an_entry_is_for_linux_alone() {
+    let boot = |guest: Tree| parse([guest]).guests[0].clone().unwrap().boot;
+    for (text, entry) in [("16-bit", Entry::Bits16), ("32-bit", Entry::Bits32), ("64-bit", Entry::Bits64)] {
+        assert!(
+            matches!(boot(guest("a").text("entry", text)), Boot::Linux(_, Some(found)) if found == entry)
+        );
+    }
+    assert_eq!(
+        error(guest("a").text("entry", "8-bit")),
+        "manifest: node /chosen/a, property entry: found \"8-bit\", expected one of \"16-bit\", \"32-bit\", \
+         \"64-bit\""
+    );
+    assert_eq!(
+        error(guest("a").text("boot", "pvh").text("entry", "32-bit")),
+        "manifest: node /chosen/a, property entry: found \"32-bit\", expected it only with boot = \"linux\""
+    );
 }
 
 #[test]
@@ -395,7 +413,7 @@ fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
                 cpus,
                 cpu_affinity: affinity,
                 weight,
-                boot: if autostart { Boot::Pvh(kernel) } else { Boot::Linux(kernel) },
+                boot: if autostart { Boot::Pvh(kernel) } else { Boot::Linux(kernel, None) },
                 disks,
                 networks,
                 console: Console::Uart,

@@ -37,6 +37,22 @@ pub fn memtest(project: &Project) -> Result<PathBuf> {
     Ok(tree.join("boot/memtest86+x64.bin"))
 }
 
+/// memtest86+ for machines without 64-bit mode.
+///
+/// # Errors
+/// The package cannot be downloaded.
+pub fn memtest_32_bit(project: &Project) -> Result<PathBuf> {
+    Ok(memtest(project)?.with_file_name("memtest86+ia32.bin"))
+}
+
+/// iPXE, for the Linux boot protocol's 16-bit entry.
+///
+/// # Errors
+/// The package cannot be downloaded.
+pub fn ipxe(project: &Project) -> Result<PathBuf> {
+    Ok(packages::unpack("ipxe", false, &project.build("guests/ipxe")?)?.join("boot/ipxe.lkrn"))
+}
+
 /// The initramfs of the example guests: busybox with init, a shell on the console, and a line that says when
 /// userspace was reached. Compressed with LZ4, which a kernel unpacks fastest.
 ///

@@ -61,9 +61,9 @@ pub fn write_identity_map(memory: &GuestMemory) -> Result<u64, OutOfRange> {
     Ok(PAGE_TABLES)
 }
 
-/// Writes the command line with its NUL. The caller has checked its length.
-pub fn write_command_line(memory: &GuestMemory, line: &str) -> Result<(), OutOfRange> {
-    memory.write(COMMAND_LINE, line.as_bytes())?;
-    let end = COMMAND_LINE.checked_add(line.len() as u64).unwrap_or(COMMAND_LINE);
+/// Writes the command line with its NUL to `at`. The caller has checked its length.
+pub fn write_command_line(memory: &GuestMemory, at: GuestPhys, line: &str) -> Result<(), OutOfRange> {
+    memory.write(at, line.as_bytes())?;
+    let end = at.checked_add(line.len() as u64).unwrap_or(at);
     memory.write_u8(end, 0)
 }

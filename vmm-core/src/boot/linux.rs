@@ -1,4 +1,5 @@
-//! Linux's x86 boot protocol (Documentation/arch/x86/boot.rst), entered in 64-bit or 32-bit mode.
+//! Linux's x86 boot protocol (Documentation/arch/x86/boot.rst), entered in 64-bit or 32-bit mode; for its
+//! 16-bit entry see [`linux16`](super::linux16).
 //!
 //! The header is read and written at the offsets the protocol documents.
 
@@ -14,11 +15,12 @@ use alloc::string::String;
 use core::fmt;
 
 /// Offsets in boot_params, which are the header's offsets in the file too.
-mod field {
+pub(super) mod field {
     pub const ACPI_RSDP_ADDR: usize = 0x070;
     pub const E820_ENTRIES: usize = 0x1e8;
     pub const SETUP_SECTS: usize = 0x1f1;
     pub const SYSSIZE: usize = 0x1f4;
+    pub const VID_MODE: usize = 0x1fa;
     pub const BOOT_FLAG: usize = 0x1fe;
     /// The second byte of the jump at 0x200: how far behind 0x202 the header ends.
     pub const JUMP_OFFSET: usize = 0x201;
@@ -29,6 +31,7 @@ mod field {
     pub const CODE32_START: usize = 0x214;
     pub const RAMDISK_IMAGE: usize = 0x218;
     pub const RAMDISK_SIZE: usize = 0x21c;
+    pub const HEAP_END_PTR: usize = 0x224;
     pub const CMD_LINE_PTR: usize = 0x228;
     pub const INITRD_ADDR_MAX: usize = 0x22c;
     pub const KERNEL_ALIGNMENT: usize = 0x230;
@@ -48,23 +51,47 @@ const HEADER_MAGIC: &[u8; 4] = b"HdrS";
 const OLDEST_VERSION: u16 = 0x020a;
 /// Protocol 2.12 brought `xloadflags`.
 const XLOADFLAGS_VERSION: u16 = 0x020c;
-const SECTOR: usize = 512;
+pub(super) const SECTOR: usize = 512;
 /// `syssize` counts these, and is rounded up.
-const PARAGRAPH: usize = 16;
+pub(super) const PARAGRAPH: usize = 16;
 /// `loadflags`: the kernel is loaded at 1 MiB or above.
-const LOADED_HIGH: u8 = 1 << 0;
+pub(super) const LOADED_HIGH: u8 = 1 << 0;
 /// `xloadflags`: there is a 64-bit entry 0x200 behind the start.
 const XLF_KERNEL_64: u16 = 1 << 0;
 const ENTRY_64: u64 = 0x200;
 /// `type_of_loader` of a boot loader without a number of its own.
-const LOADER_UNDEFINED: u8 = 0xff;
+pub(super) const LOADER_UNDEFINED: u8 = 0xff;
 /// boot_params is one page.
 const BOOT_PARAMS_SIZE: usize = 0x1000;
 /// An entry of the E820 table in bytes, and how many there is room for.
 const E820_ENTRY_SIZE: u64 = 20;
 const E820_ENTRIES_MAX: usize = 128;
 /// The lowest address for a kernel: behind the legacy megabyte.
-const LOWEST_KERNEL: u64 = 0x10_0000;
+pub(super) const LOWEST_KERNEL: u64 = 0x10_0000;
+
+/// In which mode a kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinuxEntry {
+    /// Real mode: the kernel's own set-up code runs, and asks the BIOS.
+    Bits16,
+    /// 32-bit protected mode.
+    Bits32,
+    /// Long mode.
+    Bits64,
+}
+
+impl LinuxEntry {
+    /// The entry of the kernel file `image` when its user has no wish: the widest one. A kernel that is too old
+    /// to say what memory it needs is left to its own set-up code.
+    pub fn of(image: &[u8]) -> Result<Self, LinuxError> {
+        let version = Fields(image).version()?;
+        if version < OLDEST_VERSION {
+            return Ok(Self::Bits16);
+        }
+        let flags = if version < XLOADFLAGS_VERSION { 0 } else { Fields(image).xloadflags()? };
+        Ok(if flags & XLF_KERNEL_64 == 0 { Self::Bits32 } else { Self::Bits64 })
+    }
+}
 
 /// Why a Linux kernel cannot be started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,8 +114,15 @@ pub enum LinuxError {
         /// What a kernel has there.
         expected: u32,
     },
-    /// The boot protocol's version is older than 2.10.
-    OldProtocol(u16),
+    /// The boot protocol's version is too old for the entry.
+    OldProtocol {
+        /// The kernel's, as 0x020a for 2.10.
+        found: u16,
+        /// The oldest that will do.
+        oldest: u16,
+    },
+    /// A kernel without 64-bit entry.
+    NotLong,
     /// A kernel for low memory (zImage).
     NotLoadedHigh,
     /// A header field holds what no kernel can mean.
@@ -130,12 +164,15 @@ impl fmt::Display for LinuxError {
                 f,
                 "the file is not a Linux bzImage: its {field} is {found:#x}, expected {expected:#x}"
             ),
-            Self::OldProtocol(version) => write!(
+            Self::OldProtocol { found, oldest } => write!(
                 f,
-                "the kernel speaks boot protocol {}.{:02}, expected 2.10 or later (Linux 2.6.31)",
-                version >> 8,
-                version & 0xff
+                "the kernel speaks boot protocol {}.{:02}, expected {}.{:02} or later",
+                found >> 8,
+                found & 0xff,
+                oldest >> 8,
+                oldest & 0xff
             ),
+            Self::NotLong => f.write_str("the kernel has no 64-bit entry"),
             Self::NotLoadedHigh => {
                 f.write_str("the kernel is a zImage, which loads below 1 MiB; expected a bzImage")
             }
@@ -196,32 +233,15 @@ impl<'a> Kernel<'a> {
     /// Checks the header of the file `image`.
     pub fn parse(image: &'a [u8]) -> Result<Self, LinuxError> {
         let field = Fields(image);
-        let boot_flag = field.u16(field::BOOT_FLAG, "boot sector")?;
-        if boot_flag != BOOT_FLAG {
-            return Err(LinuxError::NotKernel {
-                field: "boot flag at offset 0x1fe",
-                found: boot_flag.into(),
-                expected: BOOT_FLAG.into(),
-            });
-        }
-        let magic = field.bytes(field::HEADER, "setup header")?;
-        if &magic != HEADER_MAGIC {
-            return Err(LinuxError::NotKernel {
-                field: "header magic at offset 0x202",
-                found: u32::from_le_bytes(magic),
-                expected: u32::from_le_bytes(*HEADER_MAGIC),
-            });
-        }
-        let version = field.u16(field::VERSION, "setup header")?;
+        let version = field.version()?;
         if version < OLDEST_VERSION {
-            return Err(LinuxError::OldProtocol(version));
+            return Err(LinuxError::OldProtocol { found: version, oldest: OLDEST_VERSION });
         }
         if field.u8(field::LOADFLAGS, "setup header")? & LOADED_HIGH == 0 {
             return Err(LinuxError::NotLoadedHigh);
         }
         let (header, body) = Self::split(image)?;
-        let xloadflags =
-            if version >= XLOADFLAGS_VERSION { field.u16(field::XLOADFLAGS, "setup header")? } else { 0 };
+        let xloadflags = if version >= XLOADFLAGS_VERSION { field.xloadflags()? } else { 0 };
         let relocatable = field.u8(field::RELOCATABLE_KERNEL, "setup header")? != 0;
         let alignment = field.u32(field::KERNEL_ALIGNMENT, "setup header")?;
         if relocatable && !alignment.is_power_of_two() {
@@ -272,12 +292,7 @@ impl<'a> Kernel<'a> {
                 expected: "one over the whole header, at least 0x62 bytes",
             });
         }
-        // Zero means four, for old kernels' sake.
-        let sectors = match field.u8(field::SETUP_SECTS, "setup header")? {
-            0 => 4,
-            sectors => usize::from(sectors),
-        };
-        let start = sectors.saturating_add(1).saturating_mul(SECTOR);
+        let start = field.setup_size()?;
         let size = (field.u32(field::SYSSIZE, "setup header")? as usize).saturating_mul(PARAGRAPH);
         if size == 0 {
             return Err(LinuxError::BadField { field: "syssize", found: 0, expected: "the kernel's length" });
@@ -297,6 +312,11 @@ impl<'a> Kernel<'a> {
         self.long
     }
 
+    /// The same kernel, to be entered in 64-bit mode or not.
+    pub fn entered(self, long: bool) -> Result<Self, LinuxError> {
+        if long && !self.long { Err(LinuxError::NotLong) } else { Ok(Self { long, ..self }) }
+    }
+
     /// Puts the kernel with everything it needs into `memory`, which is laid out as `map` says and zeroed,
     /// and gives the state of its first CPU. `rsdp` is where the ACPI tables begin.
     pub fn load(
@@ -307,24 +327,14 @@ impl<'a> Kernel<'a> {
         bootargs: &str,
         rsdp: GuestPhys,
     ) -> Result<CpuState, LinuxError> {
-        self.check_command_line(bootargs)?;
+        check_command_line(bootargs, self.command_line_max)?;
         let ramdisk = ramdisk.unwrap_or_default();
         let placement = self.place(map, ramdisk.len() as u64)?;
         memory.write(GuestPhys::new(placement.kernel), self.body)?;
         memory.write(GuestPhys::new(placement.ramdisk), ramdisk)?;
-        write_command_line(memory, bootargs)?;
+        write_command_line(memory, COMMAND_LINE, bootargs)?;
         self.write_boot_params(memory, &placement, ramdisk.len(), &map.e820(), rsdp)?;
         Ok(self.cpu_state(memory, placement.kernel)?)
-    }
-
-    fn check_command_line(&self, line: &str) -> Result<(), LinuxError> {
-        if line.len() > self.command_line_max {
-            return Err(LinuxError::CommandLineTooLong { found: line.len(), at_most: self.command_line_max });
-        }
-        if line.contains('\0') {
-            return Err(LinuxError::CommandLineNul(line.into()));
-        }
-        Ok(())
     }
 
     /// The kernel goes where it prefers, or as low as it can where that is too high for this guest; the
@@ -389,14 +399,28 @@ impl<'a> Kernel<'a> {
     }
 }
 
-/// Checks `images.kernel` and loads it with what belongs to it: [`Kernel::parse`] and [`Kernel::load`].
+/// Checks `images.kernel` and loads it with what belongs to it: [`Kernel::parse`] and [`Kernel::load`]. It is
+/// entered in 64-bit mode or in 32-bit mode.
 pub fn load(
     memory: &GuestMemory,
     map: &MemoryMap,
     images: &Images,
     rsdp: GuestPhys,
+    long: bool,
 ) -> Result<CpuState, LinuxError> {
-    Kernel::parse(images.kernel)?.load(memory, map, images.ramdisk, images.bootargs, rsdp)
+    let kernel = Kernel::parse(images.kernel)?.entered(long)?;
+    kernel.load(memory, map, images.ramdisk, images.bootargs, rsdp)
+}
+
+/// Whether a command line of at most `at_most` bytes can be passed.
+pub(super) fn check_command_line(line: &str, at_most: usize) -> Result<(), LinuxError> {
+    if line.len() > at_most {
+        return Err(LinuxError::CommandLineTooLong { found: line.len(), at_most });
+    }
+    if line.contains('\0') {
+        return Err(LinuxError::CommandLineNul(line.into()));
+    }
+    Ok(())
 }
 
 /// Protected mode at `entry` with the selectors that Linux wants.
@@ -427,9 +451,41 @@ fn write_e820_entry(memory: &GuestMemory, at: GuestPhys, entry: &E820Entry) -> R
 }
 
 /// Little-endian fields of the kernel file.
-struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a>(pub &'a [u8]);
 
 impl Fields<'_> {
+    /// The protocol's version, once it is clear that this is a kernel: 0x020a for 2.10.
+    pub fn version(&self) -> Result<u16, LinuxError> {
+        let boot_flag = self.u16(field::BOOT_FLAG, "boot sector")?;
+        if boot_flag != BOOT_FLAG {
+            return Err(LinuxError::NotKernel {
+                field: "boot flag at offset 0x1fe",
+                found: boot_flag.into(),
+                expected: BOOT_FLAG.into(),
+            });
+        }
+        let magic = self.bytes(field::HEADER, "setup header")?;
+        if &magic != HEADER_MAGIC {
+            return Err(LinuxError::NotKernel {
+                field: "header magic at offset 0x202",
+                found: u32::from_le_bytes(magic),
+                expected: u32::from_le_bytes(*HEADER_MAGIC),
+            });
+        }
+        self.u16(field::VERSION, "setup header")
+    }
+    /// The length of boot sector and set-up code, behind which the protected-mode kernel begins.
+    pub fn setup_size(&self) -> Result<usize, LinuxError> {
+        // Zero means four, for old kernels' sake.
+        let sectors = match self.u8(field::SETUP_SECTS, "setup header")? {
+            0 => 4,
+            sectors => usize::from(sectors),
+        };
+        Ok(sectors.saturating_add(1).saturating_mul(SECTOR))
+    }
+    fn xloadflags(&self) -> Result<u16, LinuxError> {
+        self.u16(field::XLOADFLAGS, "setup header")
+    }
     fn bytes<const N: usize>(&self, offset: usize, what: &'static str) -> Result<[u8; N], LinuxError> {
         let bytes = self.0.get(offset..).and_then(|rest| rest.first_chunk());
         bytes.copied().ok_or(LinuxError::Truncated {
@@ -438,16 +494,16 @@ impl Fields<'_> {
             expected: offset.saturating_add(N),
         })
     }
-    fn u8(&self, offset: usize, what: &'static str) -> Result<u8, LinuxError> {
+    pub fn u8(&self, offset: usize, what: &'static str) -> Result<u8, LinuxError> {
         self.bytes(offset, what).map(u8::from_le_bytes)
     }
-    fn u16(&self, offset: usize, what: &'static str) -> Result<u16, LinuxError> {
+    pub fn u16(&self, offset: usize, what: &'static str) -> Result<u16, LinuxError> {
         self.bytes(offset, what).map(u16::from_le_bytes)
     }
-    fn u32(&self, offset: usize, what: &'static str) -> Result<u32, LinuxError> {
+    pub fn u32(&self, offset: usize, what: &'static str) -> Result<u32, LinuxError> {
         self.bytes(offset, what).map(u32::from_le_bytes)
     }
-    fn u64(&self, offset: usize, what: &'static str) -> Result<u64, LinuxError> {
+    pub fn u64(&self, offset: usize, what: &'static str) -> Result<u64, LinuxError> {
         self.bytes(offset, what).map(u64::from_le_bytes)
     }
 }
@@ -455,8 +511,7 @@ impl Fields<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{HeapBlock, Region};
-    use alloc::boxed::Box;
+    use crate::boot::testing::{bytes, machine};
     use alloc::vec;
     use alloc::vec::Vec;
 
@@ -486,21 +541,6 @@ mod tests {
         image
     }
 
-    fn machine(bytes: u64) -> (GuestMemory, MemoryMap) {
-        let map = MemoryMap::new(bytes, 40).unwrap();
-        let regions = map.regions().map(|request| {
-            let block = HeapBlock::zeroed(request.len as usize, PAGE_SIZE as usize).unwrap();
-            Region::new(request.base, Box::new(block))
-        });
-        (GuestMemory::new(regions.collect()).unwrap(), map)
-    }
-
-    fn bytes(memory: &GuestMemory, at: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        memory.read(GuestPhys::new(at), &mut bytes).unwrap();
-        bytes
-    }
-
     fn param_u32(memory: &GuestMemory, offset: usize) -> u32 {
         memory.read_u32(param(offset)).unwrap()
     }
@@ -510,8 +550,9 @@ mod tests {
         let (memory, map) = machine(64 * MIB);
         let image = image(100_000);
         let ramdisk = [7; 5000];
-        let images = Images { kernel: &image, ramdisk: Some(&ramdisk), bootargs: "console=ttyS0" };
-        let state = load(&memory, &map, &images, RSDP).unwrap();
+        let images =
+            Images { kernel: &image, ramdisk: Some(&ramdisk), modules: &[], bootargs: "console=ttyS0" };
+        let state = load(&memory, &map, &images, RSDP, true).unwrap();
 
         assert_eq!(state.registers.rip, 0x100_0200);
         assert_eq!(state.registers.get(Gpr::Rsi), START_INFO.get());
@@ -621,7 +662,7 @@ mod tests {
         );
         assert_eq!(
             with(field::VERSION, &[9, 2]),
-            "the kernel speaks boot protocol 2.09, expected 2.10 or later (Linux 2.6.31)"
+            "the kernel speaks boot protocol 2.09, expected 2.10 or later"
         );
         assert_eq!(
             with(field::KERNEL_ALIGNMENT, &[3, 0, 0, 0]),

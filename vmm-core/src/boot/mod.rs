@@ -1,20 +1,24 @@
 //! How a guest starts: what lies in its memory and in its CPU's registers before its first instruction.
 
 pub mod acpi;
+pub mod bios;
 pub mod linux;
+pub mod linux16;
 pub mod memory_map;
 pub mod pvh;
 
 mod first_megabyte;
+#[cfg(test)]
+mod testing;
 
 pub use memory_map::MemoryMap;
 
 use crate::cpu::CpuState;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, GuestPhys};
 use acpi::AcpiError;
 use alloc::vec::Vec;
 use core::fmt;
-use linux::LinuxError;
+use linux::{LinuxEntry, LinuxError};
 use pvh::PvhError;
 
 /// What a guest is started from, whatever the protocol.
@@ -24,15 +28,26 @@ pub struct Images<'a> {
     pub kernel: &'a [u8],
     /// The initial ramdisk, passed on as it is.
     pub ramdisk: Option<&'a [u8]>,
+    /// What else goes with it. Linux's boot protocol has no room for any.
+    pub modules: &'a [Module<'a>],
     /// The kernel's command line, without a NUL.
+    pub bootargs: &'a str,
+}
+
+/// A file that a kernel is started with.
+#[derive(Clone, Copy, Debug)]
+pub struct Module<'a> {
+    /// Its bytes, passed on as they are.
+    pub image: &'a [u8],
+    /// Its command line, without a NUL.
     pub bootargs: &'a str,
 }
 
 /// How a guest's first instruction is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootProtocol {
-    /// A Linux bzImage.
-    Linux,
+    /// A Linux bzImage, by this entry, or else by the widest that it has.
+    Linux(Option<LinuxEntry>),
     /// An ELF with a PVH entry.
     Pvh,
 }
@@ -72,7 +87,24 @@ pub fn load(
     let apic_ids: Vec<u32> = (0..vcpus).collect();
     let rsdp = acpi::install(memory, map, &apic_ids).map_err(BootError::Acpi)?;
     match protocol {
-        BootProtocol::Linux => linux::load(memory, map, images, rsdp).map_err(BootError::Linux),
+        BootProtocol::Linux(wanted) => {
+            start_linux(wanted, memory, map, images, rsdp).map_err(BootError::Linux)
+        }
         BootProtocol::Pvh => pvh::load(memory, map, images, rsdp).map_err(BootError::Pvh),
+    }
+}
+
+fn start_linux(
+    wanted: Option<LinuxEntry>,
+    memory: &GuestMemory,
+    map: &MemoryMap,
+    images: &Images<'_>,
+    rsdp: GuestPhys,
+) -> Result<CpuState, LinuxError> {
+    let entry = wanted.map_or_else(|| LinuxEntry::of(images.kernel), Ok)?;
+    match entry {
+        LinuxEntry::Bits16 => linux16::load(memory, map, images),
+        LinuxEntry::Bits32 => linux::load(memory, map, images, rsdp, false),
+        LinuxEntry::Bits64 => linux::load(memory, map, images, rsdp, true),
     }
 }

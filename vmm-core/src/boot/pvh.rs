@@ -141,7 +141,7 @@ pub fn load(
     for (at, bytes) in kernel.segments.iter().copied().chain(module) {
         memory.write(GuestPhys::new(at), bytes)?;
     }
-    write_command_line(memory, images.bootargs)?;
+    write_command_line(memory, COMMAND_LINE, images.bootargs)?;
     let module = module.map(|(at, bytes)| (at, bytes.len() as u64));
     memory.write(START_INFO, &start_info(module, &map.e820(), rsdp))?;
     let mut state = CpuState::flat_protected_mode(kernel.entry);
@@ -251,8 +251,7 @@ fn start_info(module: Option<(u64, u64)>, e820: &[E820Entry], rsdp: GuestPhys) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{HeapBlock, Region};
-    use alloc::boxed::Box;
+    use crate::boot::testing::{bytes, machine};
     use alloc::vec;
 
     const MIB: u64 = 1 << 20;
@@ -294,22 +293,10 @@ mod tests {
         image(EM_X86_64, 0x20_0010)
     }
 
-    fn machine(bytes: u64) -> (GuestMemory, MemoryMap) {
-        let map = MemoryMap::new(bytes, 40).unwrap();
-        let block = HeapBlock::zeroed(bytes as usize, 4096).unwrap();
-        (GuestMemory::new(vec![Region::new(GuestPhys::new(0), Box::new(block))]).unwrap(), map)
-    }
-
     fn start(kernel: &[u8], ramdisk: Option<&[u8]>) -> Result<(GuestMemory, CpuState), PvhError> {
         let (memory, map) = machine(4 * MIB);
-        let images = Images { kernel, ramdisk, bootargs: "verbose" };
+        let images = Images { kernel, ramdisk, modules: &[], bootargs: "verbose" };
         load(&memory, &map, &images, RSDP).map(|state| (memory, state))
-    }
-
-    fn bytes(memory: &GuestMemory, at: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        memory.read(GuestPhys::new(at), &mut bytes).unwrap();
-        bytes
     }
 
     #[test]

@@ -300,6 +300,18 @@ impl CpuState {
         state
     }
 
+    /// Real mode at `segment`:`offset`, interrupts off, caches on; every other segment register is zero.
+    pub fn real_mode(segment: u16, offset: u16) -> Self {
+        let data = Segment::real_mode(0, false);
+        let code = Segment::real_mode(segment, true);
+        let mut state = Self::reset();
+        state.registers.rip = u64::from(offset);
+        state.control.cr0 = ControlRegisters::CR0_ET;
+        state.segments = [data, code, data, data, data, data, Segment::reset_ldt(), Segment::reset_tss()];
+        state.idt.limit = 0x3ff;
+        state
+    }
+
     /// 64-bit mode at `entry` on the page tables at `cr3`, interrupts off; selectors as given.
     pub fn long_mode(entry: u64, cr3: u64, code_selector: u16, data_selector: u16) -> Self {
         let mut state = Self::flat_protected_mode(0);

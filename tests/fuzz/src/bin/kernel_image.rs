@@ -1,9 +1,9 @@
-//! Arbitrary bytes as a guest's kernel, by both boot protocols: what is accepted must start inside the guest's
+//! Arbitrary bytes as a guest's kernel, by every boot protocol: what is accepted must start inside the guest's
 //! memory.
 #![no_main]
 
 use std::sync::LazyLock;
-use vmm_core::boot::{Images, MemoryMap, linux, pvh};
+use vmm_core::boot::{Images, MemoryMap, linux, linux16, pvh};
 use vmm_core::memory::{GuestMemory, GuestPhys, HeapBlock, Region};
 
 const SIZE: usize = 8 << 20;
@@ -17,9 +17,13 @@ static MEMORY: LazyLock<GuestMemory> = LazyLock::new(|| {
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let map = MemoryMap::new(SIZE as u64, 40).expect("a possible size");
-    let images = Images { kernel: data, ramdisk: Some(&[1; 5000]), bootargs: "console=ttyS0" };
-    let states =
-        [linux::load(&MEMORY, &map, &images, RSDP).ok(), pvh::load(&MEMORY, &map, &images, RSDP).ok()];
+    let images = Images { kernel: data, ramdisk: Some(&[1; 5000]), modules: &[], bootargs: "console=ttyS0" };
+    let states = [
+        linux::load(&MEMORY, &map, &images, RSDP, true).ok(),
+        linux::load(&MEMORY, &map, &images, RSDP, false).ok(),
+        linux16::load(&MEMORY, &map, &images).ok(),
+        pvh::load(&MEMORY, &map, &images, RSDP).ok(),
+    ];
     for state in states.into_iter().flatten() {
         assert!(state.registers.rip < SIZE as u64, "entry {:#x}", state.registers.rip);
     }

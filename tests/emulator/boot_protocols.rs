@@ -1,0 +1,72 @@
+//! Ways to start other than Linux's 64-bit protocol, with programs nobody here wrote.
+
+use std::time::Duration;
+
+use xtask::error::{Error, Result};
+use xtask::guests;
+use xtask::machine::Emulator;
+use xtask::suite::Outcome;
+
+use crate::console::{ANSWER, BOOT, command, wait_for_shell};
+use crate::lab::Lab;
+use crate::manifest::{Guest, good, manifest};
+
+/// iPXE starts in real mode, on BIOS services: banner, prompt, an answer to what is typed, and its end.
+pub fn ipxe(lab: &Lab) -> Result<Outcome> {
+    let variant = lab.variant(Emulator::Qemu, "ipxe")?;
+    variant.cbfs.add("guests/ipxe", &guests::ipxe(lab.project())?)?;
+    let guest = Guest {
+        kernel: "cbfs:guests/ipxe",
+        bootargs: "",
+        properties: "on-reboot = \"stop\";",
+        ..Guest::new("ipxe")
+    };
+    variant.manifest(&manifest(&[guest]))?;
+    let mut machine = variant.boot()?;
+    machine.expect("iPXE 1[.].* -- Open Source Network Boot Firmware", BOOT)?;
+    machine.expect("Press Ctrl-B for the iPXE command line", ANSWER)?;
+    machine.send("\x02")?;
+    machine.expect("iPXE> $", ANSWER)?;
+    // More than the key buffer holds, in one go.
+    machine.send("set left typed\rset right ahead\recho ${left}-${right} 1234567890 1234567890\r")?;
+    machine.expect("^typed-ahead 1234567890 1234567890", ANSWER)?;
+    machine.expect("iPXE> $", ANSWER)?;
+    machine.send("exit\r")?;
+    machine.expect("ipxe: reset", ANSWER)?;
+    Ok(Outcome::Passed)
+}
+
+/// Debian's kernel through its own real-mode set-up code: BIOS services say what boot_params says otherwise.
+pub fn linux_from_real_mode(lab: &Lab) -> Result<Outcome> {
+    let variant = lab.variant(Emulator::Qemu, "linux-16-bit")?;
+    variant.manifest(&manifest(&[Guest { properties: "entry = \"16-bit\";", ..good() }]))?;
+    let mut machine = variant.boot()?;
+    wait_for_shell(&mut machine)?;
+    let map = command(&mut machine, "dmesg | grep -c 'BIOS-e820:.* usable'", ANSWER)?.join("\n");
+    if map.trim() != "2" {
+        return Err(Error::failed(format!("{map:?} usable ranges, expected 2")));
+    }
+    let tables = command(&mut machine, "dmesg | grep -c 'ACPI: RSDP'", ANSWER)?.join("\n");
+    if tables.trim() == "1" { Ok(Outcome::Passed) } else { Err(Error::failed("no ACPI tables")) }
+}
+
+/// memtest86+ for 32-bit machines makes all quick tests, entered in protected mode and in real mode.
+pub fn memtest_32_bit(lab: &Lab) -> Result<Outcome> {
+    const FIRST_TESTS: Duration = Duration::from_secs(120);
+    for entry in ["entry = \"32-bit\";", "entry = \"16-bit\";"] {
+        let variant = lab.variant(Emulator::Qemu, "memtest-32-bit")?;
+        variant.cbfs.add("guests/memtest", &guests::memtest_32_bit(lab.project())?)?;
+        let guest = Guest {
+            memory: "<0x0 0x2000>",
+            kernel: "cbfs:guests/memtest",
+            bootargs: "console=ttyS0,115200",
+            properties: entry,
+            ..Guest::new("memtest")
+        };
+        variant.manifest(&manifest(&[guest]))?;
+        let mut machine = variant.boot()?;
+        // The last test, which lets memory rest for minutes: all others have found no error.
+        machine.expect_text(r"Bit fade.{1,400}Errors: 0 ", FIRST_TESTS)?;
+    }
+    Ok(Outcome::Passed)
+}
