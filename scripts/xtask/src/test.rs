@@ -64,6 +64,9 @@ pub fn test(project: &Project, options: &Options) -> Result<ExitCode> {
     packages::require(packages::ROM_TOOLS)?;
     packages::require(packages::TEST_TOOLS)?;
     packages::require(&[packages::QEMU])?;
+    if !options.quick {
+        packages::require_bochs()?;
+    }
     let suite = Suite { project: project.quiet(), host: Toolchain::host(project), options };
     let steps = suite.steps()?;
     if options.list {
