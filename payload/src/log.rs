@@ -77,11 +77,11 @@ impl History {
         }
     }
 
-    fn replay(&self, sink: &dyn Sink) {
+    fn replay(&self, write: &mut dyn FnMut(&str)) {
         for piece in self.pieces() {
             // A character cut in two by the ring's end or start is left out.
             for text in piece.utf8_chunks() {
-                sink.write(text.valid());
+                write(text.valid());
             }
         }
     }
@@ -89,7 +89,7 @@ impl History {
 
 /// From now on every line also goes to `sink`, which first gets the history. Whether there was room for it.
 pub fn attach(sink: &'static dyn Sink) -> bool {
-    replay(sink);
+    replay(&mut |text| sink.write(text));
     SINKS.iter().any(|slot| {
         let mut ours = false;
         slot.call_once(|| {
@@ -100,10 +100,10 @@ pub fn attach(sink: &'static dyn Sink) -> bool {
     })
 }
 
-/// Writes the history to `sink`.
-pub fn replay(sink: &dyn Sink) {
+/// Gives the history to `write`, piece by piece.
+pub fn replay(write: &mut dyn FnMut(&str)) {
     if let Some(past) = PAST.lock() {
-        past.replay(sink);
+        past.replay(write);
     }
 }
 
@@ -179,9 +179,9 @@ mod tests {
             history.push(&line);
             all.push_str(&line);
         }
-        let sink = Collect(Mutex::new(String::new()));
-        history.replay(&sink);
-        assert_eq!(*sink.0.lock(), all[all.len() - HISTORY..]);
+        let mut kept = String::new();
+        history.replay(&mut |text| kept.push_str(text));
+        assert_eq!(kept, all[all.len() - HISTORY..]);
     }
 
     #[test]

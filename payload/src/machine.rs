@@ -7,12 +7,21 @@ use crate::host::{apic, cpu, exceptions, interrupts, rtc};
 use crate::{console::serial, info};
 use alloc::boxed::Box;
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 use vmm_core::host::{Detail, Host};
 use vmm_core::memory::HostBlock;
 use vmm_core::time::Instant;
 
 /// How often a UART without an interrupt is looked at, in nanoseconds.
 const SERIAL_POLL: u64 = 10_000_000;
+
+/// When the boot core has something to do beside guests, in nanoseconds on the clock.
+static ATTENTION: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Has the boot core look up from its guests at `deadline`, from when it next arms its timer on.
+pub fn attend_at(deadline: Option<Instant>) {
+    ATTENTION.store(deadline.map_or(u64::MAX, Instant::as_nanos), Ordering::Relaxed);
+}
 
 /// What of this machine the monitor uses.
 pub struct Machine {
@@ -67,12 +76,14 @@ impl Host for Machine {
     }
 
     fn arm_timer(&self, deadline: Option<Instant>) {
-        let deadline = if polls_serial() {
-            let poll = self.clock.now().plus_nanos(SERIAL_POLL);
-            Some(deadline.map_or(poll, |deadline| deadline.min(poll)))
-        } else {
-            deadline
-        };
+        let mut deadline = deadline.map_or(u64::MAX, Instant::as_nanos);
+        if self.core() == 0 {
+            deadline = deadline.min(ATTENTION.load(Ordering::Relaxed));
+            if serial::needs_polling() {
+                deadline = deadline.min(self.clock.now().plus_nanos(SERIAL_POLL).as_nanos());
+            }
+        }
+        let deadline = (deadline != u64::MAX).then(|| Instant::from_nanos(deadline));
         apic::local::arm(self.clock, deadline);
     }
 

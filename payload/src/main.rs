@@ -15,6 +15,7 @@ mod guests;
 mod host;
 mod log;
 mod machine;
+mod management;
 mod prompt;
 mod terminal;
 mod timeline;
@@ -22,10 +23,11 @@ mod timeline;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use console::multiplexer::View;
 use console::{cbmem, framebuffer, serial};
 use core::fmt::Display;
 use coreboot_config::cbfs::Cbfs;
-use coreboot_config::tables::{CorebootTable, MemoryKind, Serial, SerialKind};
+use coreboot_config::tables::{CorebootTable, MemoryKind, MemoryRange, Serial, SerialKind};
 use guests::Wanted;
 use host::acpi::Acpi;
 use host::memory::{FrameAllocator, Range, Record, Use};
@@ -33,10 +35,11 @@ use host::physical::{EarlyMemory, FirmwareMemory};
 use host::time::{Calibration, Clock};
 use host::{acpi, apic, cpu, interrupts, paging, power, smp};
 use machine::Machine;
-use terminal::{GuestTerminal, Style};
+use management::{Management, NoGuests};
+use prompt::Prompt;
+use terminal::GuestTerminal;
 use timeline::Step;
 use vmm_core::cpu::Core;
-use vmm_core::guest::End;
 use vmm_core::monitor::Monitor;
 
 /// The first serial port of a PC: only to say that there is no coreboot table.
@@ -49,7 +52,7 @@ fn boot(table: u64, entry_tsc: u64) -> ! {
     host::start_cpu();
 
     let table = CorebootTable::find(&EarlyMemory, Some(table)).unwrap_or_else(|error| {
-        let _ = serial::start(&LAST_RESORT);
+        let _ = console::start_serial(&LAST_RESORT);
         error!("{error}: coreboot must start this payload");
         log::flush();
         cpu::halt()
@@ -78,14 +81,18 @@ fn boot(table: u64, entry_tsc: u64) -> ! {
         Err(error) => error!("flash: {error}"),
     }
 
+    let map: Vec<MemoryRange> = table.memory_ranges().collect();
+    let managed = management::Machine { frames, clock, acpi: acpi.as_ref(), map: &map };
     if let (Some(mut core), Ok(cbfs)) = (core, cbfs) {
         let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, frames)));
         let monitor: &'static Monitor = Box::leak(Box::new(Monitor::new(machine)));
         add_guests(monitor, &core, &cbfs, frames);
         timeline::mark(Step::ImagesLoaded);
-        run_guests(monitor, &mut core, &table, clock, acpi.as_ref());
+        timeline::mark(Step::FirstGuestInstruction);
+        publish_timeline(&table);
+        run_guests(monitor, &mut core, managed)
     }
-    prompt::run(&prompt::Machine { frames, clock, acpi: acpi.as_ref() })
+    Prompt::new(managed, Management::new(&NoGuests)).run()
 }
 
 /// Switches virtualization on; `None` where this CPU cannot run guests.
@@ -108,39 +115,39 @@ fn add_guests(monitor: &'static Monitor, core: &Core, cbfs: &Cbfs<'static>, fram
         Ok(wanted) => wanted,
         Err(error) => return error!("{error}"),
     };
-    let style = match wanted.iter().filter(|guest| guest.shown).count() {
-        0 | 1 => Style::Raw,
-        _ => Style::Lines,
-    };
+    let mut to_be_seen = Vec::new();
     for Wanted { config, shown } in wanted {
         let name = config.name.clone();
-        let style = if shown { style } else { Style::Silent };
         let (memory, cpus) = (config.memory >> 20, config.vcpus);
-        match monitor.add(core, config, Arc::new(GuestTerminal::new(&name, style))) {
-            Ok(()) => info!("{name}: {memory} MiB, {cpus} CPU(s), ready"),
+        let terminal = GuestTerminal::new(&name, shown);
+        let number = terminal.number();
+        match monitor.add(core, config, Arc::new(terminal)) {
+            Ok(()) => {
+                info!("{name}: {memory} MiB, {cpus} CPU(s), ready");
+                to_be_seen.extend(shown.then_some(number));
+            }
             Err(error) => error!("{name}: {error}"),
         }
     }
+    let view = match *to_be_seen {
+        [] => View::Log,
+        [only] => View::Guest(only),
+        _ => View::All,
+    };
+    console::with(|multiplexer, _| multiplexer.begin(view));
 }
 
-/// Runs the guests until none is left. When each of them switched itself off, so does the machine.
-fn run_guests(
-    monitor: &'static Monitor,
-    core: &mut Core,
-    table: &CorebootTable,
-    clock: &Clock,
-    acpi: Option<&Acpi>,
-) {
-    timeline::mark(Step::FirstGuestInstruction);
-    timeline::print(clock);
-    publish_timeline(table);
+/// Runs the guests, with the user's hand on them. When each of them switched itself off, so does the machine.
+fn run_guests(monitor: &'static Monitor, core: &mut Core, machine: management::Machine<'_>) -> ! {
+    timeline::lines(machine.clock).for_each(|line| info!("timeline: {line}"));
     smp::run(Box::leak(Box::new(|core: &mut Core| monitor.run_core(core, || true))));
-    monitor.run_core(core, || !monitor.is_idle());
-    let guests = monitor.guests();
-    if !guests.is_empty() && guests.iter().all(|guest| guest.last_end == Some(End::PowerOff)) {
+    let mut prompt = Prompt::new(machine, Management::new(monitor));
+    loop {
+        monitor.run_core(core, || prompt.attend());
         info!("all guests are off: switching the machine off");
         log::flush();
-        acpi.map(power::off);
+        machine.acpi.map(power::off);
+        prompt.open();
     }
 }
 
@@ -156,7 +163,7 @@ fn greet(table: &CorebootTable) {
 /// Opens the serial console where it can be reached already: at ports.
 fn start_serial(table: &CorebootTable) {
     if let Some(record) = table.serial().filter(|record| record.kind == SerialKind::Port) {
-        complain("serial console", serial::start(&record));
+        complain("serial console", console::start_serial(&record));
     }
 }
 
@@ -181,7 +188,7 @@ fn start_memory(table: &CorebootTable) -> &'static FrameAllocator {
 /// Opens the consoles that are memory: the screen, coreboot's log, and serial ports other than at ports.
 fn start_other_consoles(table: &CorebootTable) {
     if let Some(record) = table.serial().filter(|record| record.kind == SerialKind::Memory) {
-        complain("serial console", serial::start(&record));
+        complain("serial console", console::start_serial(&record));
     }
     if let Some(record) = table.framebuffer() {
         complain("framebuffer", framebuffer::start(&record));

@@ -1,142 +1,254 @@
-//! The payload's own prompt, where no guest has the console.
+//! The management prompt, beside running guests: what was typed is taken when it comes, and nothing waits.
 
-use crate::console::serial;
-use crate::host::acpi::Acpi;
-use crate::host::exceptions::Mistake;
-use crate::host::memory::FrameAllocator;
-use crate::host::time::Clock;
-use crate::host::{apic, heap, interrupts, power};
-use crate::log::{self, Sink};
-use crate::timeline;
+use crate::console::multiplexer::{Typed, View};
+use crate::console::{self, serial};
+use crate::host::{apic, interrupts};
+use crate::machine::attend_at;
+use crate::management::{After, Machine, Management};
+use alloc::rc::Rc;
 use alloc::string::String;
-use core::fmt::Write;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::convert::Infallible;
+use embedded_cli::arguments::Arg;
+use embedded_cli::cli::{Cli, CliBuilder, CliHandle};
+use embedded_cli::command::RawCommand;
+use vmm_core::time::Instant;
 
-/// The longest line taken, in bytes.
-const LONGEST: usize = 80;
+const PROMPT: &str = "peerboot> ";
+/// The longest line taken, and what is remembered of lines, in bytes.
+const LINE: usize = 80;
+const HISTORY: usize = 512;
 /// How often a UART without an interrupt is looked at, in nanoseconds.
 const POLL: u64 = 10_000_000;
+/// How long a line of the log waits for the end of a guest's line, in nanoseconds.
+const LOG_WAITS: u64 = 1_000_000_000;
+/// The delete key of most terminals, and the backspace that the editor knows.
+const DELETE: u8 = 0x7f;
+const BACKSPACE: u8 = 0x08;
 
-/// What the prompt's commands are about.
-pub struct Machine<'a> {
-    /// Memory.
-    pub frames: &'static FrameAllocator,
-    /// The clock, where the machine has a timer.
-    pub clock: &'a Clock,
-    /// Firmware's tables.
-    pub acpi: Option<&'a Acpi>,
+/// The keys after Ctrl-].
+const KEYS: &str = "\
+Ctrl-] 1 to 9  show that guest, and type to it
+Ctrl-] n, p    the next guest, the previous one
+Ctrl-] a       all guests, line by line
+Ctrl-] l       list the guests
+Ctrl-] m       open the management prompt, or leave it
+Ctrl-] Ctrl-]  type Ctrl-] to the guest
+";
+
+/// What the line editor writes.
+#[derive(Clone, Default)]
+struct Words(Rc<RefCell<Vec<u8>>>);
+
+impl embedded_io::ErrorType for Words {
+    type Error = Infallible;
 }
 
-/// Writes to the user, waiting where the line is slow.
-struct User;
+impl embedded_io::Write for Words {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Infallible> {
+        self.0.borrow_mut().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
 
-impl Write for User {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        for byte in text.bytes() {
-            if byte == b'\n' {
-                put(b'\r');
-            }
-            put(byte);
-        }
+    fn flush(&mut self) -> Result<(), Infallible> {
         Ok(())
     }
 }
 
-impl Sink for User {
-    fn write(&self, text: &str) {
-        let _ = User.write_str(text);
-    }
+/// The prompt, and all else that the boot core does for the user.
+pub struct Prompt<'a> {
+    machine: Machine<'a>,
+    management: Management<'a>,
+    editor: Cli<Words, Infallible, [u8; LINE], [u8; HISTORY]>,
+    words: Words,
+    /// Since when log lines wait for the end of a guest's line.
+    held_since: Option<Instant>,
+    /// The user was at the prompt with no guest alive: the machine stays on.
+    stays: bool,
 }
 
-fn put(byte: u8) {
-    while serial::write(&[byte]) == 0 {
-        serial::poll();
+impl<'a> Prompt<'a> {
+    /// The prompt of `machine` and its guests; not yet to be seen.
+    pub fn new(machine: Machine<'a>, management: Management<'a>) -> Self {
+        let words = Words::default();
+        let builder = CliBuilder::default().writer(words.clone()).prompt(PROMPT);
+        let Ok(editor) = builder.command_buffer([0; LINE]).history_buffer([0; HISTORY]).build();
+        words.0.take();
+        Self { machine, management, editor, words, held_since: None, stays: false }
     }
-}
 
-/// Reads and does commands for ever; the CPU halts while there are none.
-pub fn run(machine: &Machine) -> ! {
-    let mut user = User;
-    loop {
-        let _ = write!(user, "peerboot> ");
-        let line = read_line(machine);
-        // `User` never fails.
-        let _ = command(machine, line.trim(), &mut user);
-    }
-}
-
-fn command(machine: &Machine, line: &str, user: &mut User) -> core::fmt::Result {
-    match line {
-        "" => Ok(()),
-        "help" => writeln!(user, "help, log, memory, timeline, crash, reboot, poweroff"),
-        "log" => {
-            log::replay(user);
-            Ok(())
-        }
-        "memory" => {
-            let (used, size) = heap::usage();
-            let mib = |bytes| bytes >> 20;
-            let (free, longest) = (mib(machine.frames.free()), mib(machine.frames.longest()));
-            writeln!(user, "{free} MiB free, {longest} MiB in one piece")?;
-            writeln!(user, "heap: {} of {} KiB used", used >> 10, size >> 10)
-        }
-        "timeline" => {
-            timeline::print(machine.clock);
-            Ok(())
-        }
-        "reboot" => power::reset(machine.acpi),
-        "poweroff" => {
-            machine.acpi.map(power::off);
-            writeln!(user, "this machine cannot be powered off from here")
-        }
-        _ if line.starts_with("crash") => crash(line, user),
-        other => writeln!(user, "no command is called `{other}`; `help` lists them"),
-    }
-}
-
-/// Has the machine fail, so that its report can be tried.
-fn crash(line: &str, user: &mut User) -> core::fmt::Result {
-    let name = line.strip_prefix("crash").unwrap_or_default().trim();
-    match Mistake::ALL.iter().find(|(known, _)| *known == name) {
-        Some((_, mistake)) => mistake.make(),
-        None => {
-            write!(user, "crash how?")?;
-            Mistake::ALL.iter().try_for_each(|(known, _)| write!(user, " {known}"))?;
-            writeln!(user)
-        }
-    }
-}
-
-/// A line as the user ends it, with what he takes back taken back.
-fn read_line(machine: &Machine) -> String {
-    let mut line = String::new();
-    loop {
+    /// Does what there is to do for the user now. False when every guest has switched itself off, and so should
+    /// the machine.
+    pub fn attend(&mut self) -> bool {
+        let now = self.machine.clock.now();
+        self.management.enforce(now);
         let mut byte = [0];
-        if serial::read(&mut byte) == 0 {
-            wait(machine.clock);
-            continue;
+        // What was said goes out before more is done: where the line has no room, it interrupts once it has.
+        while Self::says_all() && serial::read(&mut byte) == 1 {
+            match console::with(|multiplexer, _| multiplexer.typed(byte[0])) {
+                Some(Typed::Byte(byte)) => self.hand_on(byte, now),
+                Some(Typed::Prompt) => self.tell(""),
+                Some(Typed::List) => {
+                    let mut list = String::new();
+                    // A string takes everything.
+                    let _ = self.management.list(now, &mut list);
+                    self.tell(&list);
+                }
+                Some(Typed::Help) => self.tell(KEYS),
+                None => {}
+            }
         }
-        match byte[0] {
-            b'\r' | b'\n' => {
-                let _ = User.write_str("\n");
-                return line;
+        let runs_on = self.settle_when_idle();
+        self.show_log(now);
+        Self::says_all();
+        let log = self.held_since.map(|since| since.plus_nanos(LOG_WAITS));
+        let deadlines = [self.management.deadline(), log];
+        attend_at(deadlines.into_iter().flatten().min());
+        runs_on
+    }
+
+    /// Sends what there is to show; whether all that was said to the user is on the line.
+    fn says_all() -> bool {
+        console::with(|multiplexer, line| {
+            multiplexer.pump(line);
+            multiplexer.has_said_all()
+        })
+    }
+
+    /// Opens the prompt.
+    pub fn open(&mut self) {
+        console::with(|multiplexer, _| multiplexer.show(View::Prompt));
+        self.tell("");
+    }
+
+    /// Serves the user for ever, where there are no guests; the CPU halts while there is nothing to do.
+    pub fn run(mut self) -> ! {
+        loop {
+            self.attend();
+            if serial::needs_polling() {
+                serial::poll();
+                let clock = self.machine.clock;
+                apic::local::arm(clock, Some(clock.now().plus_nanos(POLL)));
             }
-            0x08 | 0x7f if line.pop().is_some() => {
-                let _ = User.write_str("\x08 \x08");
+            interrupts::idle();
+        }
+    }
+
+    /// What follows when no guest lives: false when the machine is to be switched off.
+    fn settle_when_idle(&mut self) -> bool {
+        if !self.management.is_idle() {
+            self.stays = false;
+        } else if console::with(|multiplexer, _| multiplexer.view()) == View::Prompt {
+            self.stays = true;
+        } else if !self.stays && self.management.all_are_off() {
+            return false;
+        } else {
+            self.open();
+        }
+        true
+    }
+
+    /// Gives the line editor a byte, and shows what comes of it.
+    fn hand_on(&mut self, byte: u8, now: Instant) {
+        let (words, after) = self.edit(byte, now);
+        console::with(|multiplexer, _| {
+            multiplexer.say(&words);
+            match after {
+                After::Stay => {}
+                After::Leave => multiplexer.leave_prompt(),
+                After::Show(view) => multiplexer.show(view),
             }
-            byte @ b' '..=b'~' if line.len() < LONGEST => {
-                line.push(char::from(byte));
-                put(byte);
-            }
-            _ => {}
+        });
+    }
+
+    /// Gives the line editor a byte, which does the command that this completes; what it says, and what follows.
+    fn edit(&mut self, byte: u8, now: Instant) -> (Vec<u8>, After) {
+        let mut after = After::Stay;
+        let byte = if byte == DELETE { BACKSPACE } else { byte };
+        let command = |handle: &mut CliHandle<'_, Words, Infallible>, raw: RawCommand<'_>| {
+            let arguments = raw.args();
+            let values = arguments.args().filter_map(|argument| match argument {
+                Ok(Arg::Value(value)) => Some(value),
+                _ => None,
+            });
+            let words: Vec<&str> = core::iter::once(raw.name()).chain(values).collect();
+            let done = self.management.command(&self.machine, &words, now, handle.writer());
+            after = done.unwrap_or(After::Stay);
+            Ok(())
+        };
+        let Ok(()) = self.editor.process_byte::<RawCommand<'_>, _>(byte, &mut RawCommand::processor(command));
+        let mut words = self.words.0.take();
+        if after != After::Stay {
+            // No prompt where none is wanted any more.
+            words.truncate(words.len().saturating_sub(PROMPT.len()));
+        }
+        (words, after)
+    }
+
+    /// Tells the user something in whole lines: above the prompt, where that is open.
+    fn tell(&mut self, text: &str) {
+        if console::with(|multiplexer, _| multiplexer.view()) == View::Prompt {
+            let Ok(()) = self.editor.write(|writer| writer.write_str(text));
+        } else {
+            let Ok(()) =
+                embedded_io::Write::write_all(&mut self.words, text.replace('\n', "\r\n").as_bytes());
+            console::with(|multiplexer, _| multiplexer.end_line());
+        }
+        let words = self.words.0.take();
+        console::with(|multiplexer, _| multiplexer.say(&words));
+    }
+
+    /// Shows log lines that wait: above the prompt, or where a guest's line does not end in time.
+    fn show_log(&mut self, now: Instant) {
+        let (waits, view) = console::with(|multiplexer, _| (multiplexer.holds_lines(), multiplexer.view()));
+        if !waits {
+            self.held_since = None;
+        } else if view == View::Prompt {
+            let lines = console::with(|multiplexer, _| multiplexer.take_held());
+            lines.utf8_chunks().for_each(|lines| self.tell(lines.valid()));
+        } else if now.nanos_since(*self.held_since.get_or_insert(now)) >= LOG_WAITS {
+            self.held_since = None;
+            console::with(|multiplexer, line| multiplexer.release_held(line));
         }
     }
 }
 
-/// Sleeps until something happened that may be input.
-fn wait(clock: &Clock) {
-    if serial::needs_polling() {
-        serial::poll();
-        apic::local::arm(clock, Some(clock.now().plus_nanos(POLL)));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::management::tests::{Fake, machine};
+
+    fn type_line(prompt: &mut Prompt<'_>, keys: &str) -> (String, After) {
+        let mut said = Vec::new();
+        for byte in keys.bytes() {
+            let (words, after) = prompt.edit(byte, Instant::ZERO);
+            said.extend(words);
+            if after != After::Stay {
+                return (String::from_utf8(said).unwrap(), after);
+            }
+        }
+        (String::from_utf8(said).unwrap(), After::Stay)
     }
-    interrupts::idle();
+
+    #[test]
+    fn lines_are_edited_and_remembered() {
+        let guests = Fake::new(&["web"]);
+        let mut prompt = Prompt::new(machine(), Management::new(&guests));
+        let (said, _) = type_line(&mut prompt, "starx\x7ft wb\x1b[De\r");
+        assert_eq!(guests.take_requests(), ["web Start"]);
+        assert!(said.ends_with("\r\npeerboot> "), "{said:?}");
+        type_line(&mut prompt, "reset web\r\x1b[A\x1b[A\r\x1b[A\x1b[B\r");
+        assert_eq!(guests.take_requests(), ["web Reset", "web Start"], "the line before the last; none");
+        let (said, _) = type_line(&mut prompt, "dance\r");
+        assert!(said.contains("`dance` is no command"), "{said:?}");
+    }
+
+    #[test]
+    fn no_prompt_is_left_where_it_is_left() {
+        let guests = Fake::new(&[]);
+        let mut prompt = Prompt::new(machine(), Management::new(&guests));
+        assert_eq!(type_line(&mut prompt, "exit\r"), ("exit\r\n".into(), After::Leave));
+        assert_eq!(type_line(&mut prompt, "console\r"), ("console\r\n".into(), After::Show(View::All)));
+    }
 }

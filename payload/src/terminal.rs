@@ -1,62 +1,42 @@
-//! A guest's terminal: this machine's serial console.
+//! A guest's terminal: its share of this machine's serial console.
 
-use crate::console::serial;
-use crate::info;
+use crate::{console, info};
 use alloc::string::String;
 use alloc::vec::Vec;
 use spin::Mutex;
 use vmm_core::host::Terminal;
 
-/// A line without an end goes out when it has this many bytes.
+/// A line for the log without an end is logged when it has this many bytes.
 const LONGEST_LINE: usize = 256;
-
-/// How a guest's output reaches the user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
-    /// Byte by byte, and what is typed is this guest's.
-    Raw,
-    /// Line by line, each with the guest's name, so that guests can be told apart.
-    Lines,
-    /// Not at all.
-    Silent,
-}
 
 /// One guest's terminal.
 pub struct GuestTerminal {
     name: String,
-    style: Style,
-    line: Mutex<Vec<u8>>,
+    /// The guest's number with the console.
+    number: usize,
     debug_line: Mutex<Vec<u8>>,
 }
 
 impl GuestTerminal {
-    /// The terminal of the guest of this name.
-    pub fn new(name: &str, style: Style) -> Self {
-        Self { name: name.into(), style, line: Mutex::default(), debug_line: Mutex::default() }
+    /// The terminal of the guest of this name, and whether its output is to be seen.
+    pub fn new(name: &str, shown: bool) -> Self {
+        let number = console::with(|multiplexer, _| multiplexer.add(name, shown));
+        Self { name: name.into(), number, debug_line: Mutex::default() }
     }
 
-    fn write(bytes: &[u8]) {
-        let mut rest = bytes;
-        while let Some(left) = rest.get(serial::write(rest)..).filter(|left| !left.is_empty()) {
-            // The queue is full: the line is slower than the guest.
-            serial::poll();
-            rest = left;
-        }
+    /// The guest's number with the console.
+    pub fn number(&self) -> usize {
+        self.number
     }
 }
 
 impl Terminal for GuestTerminal {
-    fn transmit(&self, byte: u8) {
-        match self.style {
-            Style::Raw => Self::write(&[byte]),
-            Style::Silent => {}
-            Style::Lines => collect(&self.line, byte, |line| {
-                Self::write(self.name.as_bytes());
-                Self::write(b": ");
-                Self::write(line);
-                Self::write(b"\r\n");
-            }),
-        }
+    fn transmit(&self, byte: u8) -> bool {
+        console::with(|multiplexer, line| multiplexer.transmit(self.number, byte, line))
+    }
+
+    fn has_room(&self) -> bool {
+        console::with(|multiplexer, _| multiplexer.has_room(self.number))
     }
 
     fn debug(&self, byte: u8) {
@@ -65,13 +45,12 @@ impl Terminal for GuestTerminal {
         });
     }
 
-    fn has_input(&self) -> bool {
-        self.style == Style::Raw && serial::has_input()
+    fn has_news(&self) -> bool {
+        console::with(|multiplexer, _| multiplexer.has_news(self.number))
     }
 
     fn receive(&self) -> Option<u8> {
-        let mut byte = [0];
-        (self.style == Style::Raw && serial::read(&mut byte) == 1).then_some(byte[0])
+        console::with(|multiplexer, _| multiplexer.receive(self.number))
     }
 }
 

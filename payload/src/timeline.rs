@@ -4,7 +4,8 @@ use crate::host::cpu;
 use crate::host::memory::Range;
 use crate::host::paging::{Cache, DeviceError, map_device};
 use crate::host::time::Clock;
-use crate::info;
+use alloc::format;
+use alloc::string::String;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use coreboot_config::timestamps::{COUNT_OFFSET, HEADER_LEN, Header};
 
@@ -62,21 +63,16 @@ pub fn mark_at(step: Step, tsc: u64) {
     let _ = REACHED[step as usize].compare_exchange(0, tsc.max(1), Ordering::Relaxed, Ordering::Relaxed);
 }
 
-/// Prints the steps reached so far: since reset (where the TSC began at zero) and since the payload's entry.
-pub fn print(clock: &Clock) {
+/// The steps reached so far, a line each: since reset (where the TSC began at zero) and since the payload's entry.
+pub fn lines(clock: &Clock) -> impl Iterator<Item = String> {
     let millis = |ticks: u64| Millis((u128::from(ticks) * 1_000 / u128::from(clock.tsc_khz())) as u64);
     let entry = REACHED[Step::PayloadEntry as usize].load(Ordering::Relaxed);
-    for step in Step::ALL {
+    Step::ALL.into_iter().filter_map(move |step| {
         let tsc = REACHED[step as usize].load(Ordering::Relaxed);
-        if tsc != 0 {
-            let since_entry = millis(tsc.saturating_sub(entry));
-            info!(
-                "timeline: {:<24} {} ms after reset, {since_entry} ms after entry",
-                step.name(),
-                millis(tsc)
-            );
-        }
-    }
+        let since_entry = millis(tsc.saturating_sub(entry));
+        let (name, since_reset) = (step.name(), millis(tsc));
+        (tsc != 0).then(|| format!("{name:<24} {since_reset} ms after reset, {since_entry} ms after entry"))
+    })
 }
 
 /// A number of thousandths, printed in ones.

@@ -307,9 +307,9 @@ impl Guest {
         self.number
     }
 
-    /// Whether something waits at its terminal.
-    pub fn has_input(&self) -> bool {
-        self.terminal.has_input()
+    /// Whether its terminal has a byte for it, or room again.
+    pub fn has_terminal_news(&self) -> bool {
+        self.terminal.has_news()
     }
 
     /// Whether this life has ended.
@@ -393,9 +393,11 @@ impl Guest {
         self.with_chipset(now, Some(by), |chipset, context| chipset.acknowledge_external(context))
     }
 
-    /// Gives the guest's serial port what waits at its terminal, as far as it takes it.
-    pub fn take_input(&self, now: Instant) {
+    /// Tells the guest's serial port what is new at its terminal: room, and what waits there, as far as the port
+    /// takes it.
+    pub fn hear_terminal(&self, now: Instant) {
         self.with_chipset(now, None, |chipset, context| {
+            chipset.check_console_room(context);
             while chipset.console_has_room() {
                 let Some(byte) = self.terminal.receive() else { break };
                 chipset.console_input(&[byte], context);
@@ -425,8 +427,11 @@ impl Guest {
 }
 
 impl Console for &dyn Terminal {
-    fn transmit(&mut self, byte: u8) {
-        Terminal::transmit(*self, byte);
+    fn transmit(&mut self, byte: u8) -> bool {
+        Terminal::transmit(*self, byte)
+    }
+    fn has_room(&mut self) -> bool {
+        Terminal::has_room(*self)
     }
     fn debug(&mut self, byte: u8) {
         Terminal::debug(*self, byte);

@@ -50,12 +50,15 @@ pub trait Host: Sync {
 
 /// The other end of a guest's serial port.
 pub trait Terminal: Send + Sync {
-    /// The guest sent a byte.
-    fn transmit(&self, byte: u8);
+    /// The guest sent a byte; whether there is room for another. While there is none, the guest's transmitter is
+    /// busy.
+    fn transmit(&self, byte: u8) -> bool;
+    /// Whether there is room for a byte from the guest.
+    fn has_room(&self) -> bool;
     /// The guest wrote a byte to its debug port.
     fn debug(&self, byte: u8);
-    /// Whether a byte waits for the guest.
-    fn has_input(&self) -> bool;
+    /// Whether a byte waits for the guest, or there is room again after there was none.
+    fn has_news(&self) -> bool;
     /// The next byte for the guest, if one waits.
     fn receive(&self) -> Option<u8>;
 }

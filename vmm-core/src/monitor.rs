@@ -153,7 +153,7 @@ impl Monitor {
 
     /// Every guest, in the manifest's order.
     pub fn guests(&self) -> Vec<GuestStatus> {
-        let shared = self.shared.lock();
+        let (shared, now) = (self.shared.lock(), self.host.now());
         let status = |place: &Place| GuestStatus {
             name: place.config.name.clone(),
             state: match (&place.life, place.restart_at) {
@@ -163,7 +163,7 @@ impl Monitor {
             },
             vcpus: place.config.vcpus,
             memory: place.config.memory,
-            cpu_nanos: place.life.as_ref().map_or(0, |life| life.cpu_nanos),
+            cpu_nanos: place.life.as_ref().map_or(0, |life| life.ran(&shared.scheduler, now)),
             since: place.since,
             lives: place.lives,
             exits: place.life.as_ref().map_or_else(ExitCounts::default, Life::exits),
@@ -239,8 +239,10 @@ impl Monitor {
                 let until = self.shared.lock().next_event(number);
                 match vcpu.run(until) {
                     Left::Interrupted => {
+                        // What was typed reaches its guest at once.
+                        let stays = attend();
                         self.keep_house(core, number);
-                        if !attend() || self.shared.lock().scheduler.gives_way(number, self.host.now()) {
+                        if !stays || self.shared.lock().scheduler.gives_way(number, self.host.now()) {
                             break Left::Interrupted;
                         }
                     }
@@ -384,11 +386,11 @@ impl Monitor {
         let now = self.host.now();
         let mut shared = self.shared.lock();
         let guests: Vec<Arc<Guest>> =
-            shared.lives().filter(|guest| guest.has_input()).map(Arc::clone).collect();
+            shared.lives().filter(|guest| guest.has_terminal_news()).map(Arc::clone).collect();
         let requests = core::mem::take(&mut shared.requests);
         let due: Vec<usize> = shared.due_restarts(now).collect();
         drop(shared);
-        guests.iter().for_each(|guest| guest.take_input(now));
+        guests.iter().for_each(|guest| guest.hear_terminal(now));
         requests.into_iter().for_each(|(guest, request)| self.follow(guest, request, core));
         due.into_iter().for_each(|guest| self.restart(guest, core));
     }
@@ -417,6 +419,12 @@ impl Monitor {
 const GONE: TaskId = TaskId::MAX;
 
 impl Life {
+    /// For how long its virtual CPUs have run, in nanoseconds, those that run now included.
+    fn ran(&self, scheduler: &Scheduler, now: Instant) -> u64 {
+        let running = self.tasks.iter().filter_map(|task| scheduler.running_since(*task));
+        running.fold(self.cpu_nanos, |sum, since| sum.saturating_add(now.nanos_since(since)))
+    }
+
     fn exits(&self) -> ExitCounts {
         self.exits.iter().fold(ExitCounts::default(), |mut sum, exits| {
             sum.add(exits);

@@ -208,6 +208,14 @@ impl Scheduler {
         }
     }
 
+    /// Since when a task runs, where it does.
+    pub fn running_since(&self, id: TaskId) -> Option<Instant> {
+        match self.tasks.get(id)?.as_ref()?.state {
+            State::Running { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+
     fn task(&mut self, id: TaskId) -> Option<&mut Task> {
         self.tasks.get_mut(id)?.as_mut()
     }

@@ -4,12 +4,11 @@
 //! the interrupt empties, so that nobody who runs a guest waits for a UART.
 
 use super::ring::Ring;
-use crate::host::lock::Lock;
+use crate::host::lock::{Guard, Lock};
 use crate::host::memory::Range;
 use crate::host::mmio::Mmio;
 use crate::host::paging::{Cache, DeviceError, map_device};
 use crate::host::port::Ports;
-use crate::log;
 use core::sync::atomic::{AtomicBool, Ordering};
 use coreboot_config::tables::{Serial, SerialKind};
 use spin::Once;
@@ -162,38 +161,22 @@ impl Uart {
 
     fn queue(&mut self, byte: u8) {
         if !self.output.push(byte) {
-            self.drain();
+            if !self.wait_for(QUEUE_EMPTY) {
+                self.output = Ring::new();
+            }
+            self.send();
             self.output.push(byte);
         }
     }
 }
 
-/// Log lines on the serial console, with the carriage returns that terminals want.
-struct LogLines;
-
-impl log::Sink for LogLines {
-    fn write(&self, text: &str) {
-        let Some(mut uart) = UART.get().and_then(Lock::lock) else { return };
-        for byte in text.bytes() {
-            if byte == b'\n' {
-                uart.queue(b'\r');
-            }
-            uart.queue(byte);
-        }
-        if uart.interrupts { uart.send() } else { uart.drain() }
-    }
-
-    fn flush(&self) {
-        if let Some(mut uart) = UART.get().and_then(Lock::lock) {
-            uart.drain();
-            // What is in the transmitter would be lost with the machine.
-            uart.wait_for(ALL_SENT);
-        }
-    }
+/// The UART, unless it is held by what an NMI interrupted.
+fn uart() -> Option<Guard<'static, Uart>> {
+    UART.get().and_then(Lock::lock)
 }
 
-/// Opens the console that the table's record describes, and has log lines go there. A UART in memory can only
-/// be reached once paging has started.
+/// Opens the console that the table's record describes. A UART in memory can only be reached once paging has
+/// started.
 pub fn start(record: &Serial) -> Result<(), DeviceError> {
     let registers = match record.kind {
         SerialKind::Port => {
@@ -214,7 +197,6 @@ pub fn start(record: &Serial) -> Result<(), DeviceError> {
         Lock::new(uart)
     });
     POLLED.store(true, Ordering::Relaxed);
-    log::attach(&LogLines);
     Ok(())
 }
 
@@ -229,7 +211,7 @@ pub fn isa_interrupt(record: &Serial) -> Option<u8> {
 
 /// From now on the UART's interrupt arrives, and writes no longer wait.
 pub fn use_interrupts() {
-    let Some(mut uart) = UART.get().and_then(Lock::lock) else { return };
+    let Some(mut uart) = uart() else { return };
     uart.interrupts = true;
     uart.receive();
     uart.send();
@@ -243,7 +225,7 @@ pub fn needs_polling() -> bool {
 
 /// Serves the UART: sends and receives what there is. The interrupt's handler, and the poll.
 pub fn poll() {
-    let Some(mut uart) = UART.get().and_then(Lock::lock) else { return };
+    let Some(mut uart) = uart() else { return };
     // Reading the identification is what withdraws a transmitter-empty interrupt.
     uart.read(register::INTERRUPT_ID);
     uart.receive();
@@ -252,21 +234,36 @@ pub fn poll() {
 
 /// Writes bytes as they are; never waits. How many were taken, from the first on.
 pub fn write(bytes: &[u8]) -> usize {
-    let Some(mut uart) = UART.get().and_then(Lock::lock) else { return bytes.len() };
+    let Some(mut uart) = uart() else { return bytes.len() };
     let taken = bytes.len().min(uart.output.room());
     bytes.iter().take(taken).for_each(|byte| uart.queue(*byte));
     uart.send();
     taken
 }
 
-/// Whether received bytes wait.
-pub fn has_input() -> bool {
-    UART.get().and_then(Lock::lock).is_some_and(|uart| !uart.input.is_empty())
+/// Writes bytes as they are, waiting for the line where there is no room.
+pub fn write_all(bytes: &[u8]) {
+    let Some(mut uart) = uart() else { return };
+    bytes.iter().for_each(|byte| uart.queue(*byte));
+    if uart.interrupts { uart.send() } else { uart.drain() }
+}
+
+/// For how many bytes there is room.
+pub fn room() -> usize {
+    uart().map_or(usize::MAX, |uart| uart.output.room())
+}
+
+/// Waits until all that was written is out: what is in the transmitter would be lost with the machine.
+pub fn flush() {
+    if let Some(mut uart) = uart() {
+        uart.drain();
+        uart.wait_for(ALL_SENT);
+    }
 }
 
 /// Takes received bytes into `buffer`; how many there were.
 pub fn read(buffer: &mut [u8]) -> usize {
-    let Some(mut uart) = UART.get().and_then(Lock::lock) else { return 0 };
+    let Some(mut uart) = uart() else { return 0 };
     let received = buffer.iter_mut().map_while(|slot| uart.input.pop().map(|byte| *slot = byte));
     received.count()
 }

@@ -50,8 +50,10 @@ use uart::Uart;
 
 /// Where a guest's output goes.
 pub trait Console {
-    /// The guest sent `byte` through its first serial port.
-    fn transmit(&mut self, byte: u8);
+    /// The guest sent `byte` through its first serial port; whether there is room for another.
+    fn transmit(&mut self, byte: u8) -> bool;
+    /// Whether there is room for a byte.
+    fn has_room(&mut self) -> bool;
     /// The guest sent `byte` through the debug port.
     fn debug(&mut self, byte: u8);
 }
@@ -262,6 +264,14 @@ impl Chipset {
         taken
     }
 
+    /// Lets the serial port send again, where the console had no room and now has.
+    pub fn check_console_room(&mut self, ctx: &mut Context) {
+        if self.uart.line_busy() && ctx.console.has_room() {
+            self.uart.set_line_busy(false);
+            self.drive_uart(ctx);
+        }
+    }
+
     /// Whether the 8259 pair requests an interrupt. [`LocalApic::external_pending`] tells whether a vCPU
     /// listens, without this board's lock.
     pub fn external_interrupt(&self) -> bool {
@@ -296,6 +306,7 @@ impl Chipset {
 
     fn read_byte(&mut self, port: u16, ctx: &mut Context) -> Option<u8> {
         if let Some(offset) = uart_offset(port) {
+            self.check_console_room(ctx);
             let value = self.uart.read(offset, ctx.now);
             self.drive_uart(ctx);
             return Some(value);
@@ -320,7 +331,7 @@ impl Chipset {
     fn write_byte(&mut self, port: u16, value: u8, ctx: &mut Context) -> Option<()> {
         if let Some(offset) = uart_offset(port) {
             if let Some(byte) = self.uart.write(offset, value, ctx.now) {
-                ctx.console.transmit(byte);
+                self.uart.set_line_busy(!ctx.console.transmit(byte));
             }
             self.drive_uart(ctx);
             return Some(());

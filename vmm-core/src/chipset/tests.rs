@@ -9,11 +9,17 @@ use proptest::prelude::*;
 pub(super) struct Output {
     pub(super) transmitted: Vec<u8>,
     pub(super) debugged: Vec<u8>,
+    /// Whether it takes no more for now.
+    full: bool,
 }
 
 impl Console for Output {
-    fn transmit(&mut self, byte: u8) {
+    fn transmit(&mut self, byte: u8) -> bool {
         self.transmitted.push(byte);
+        !self.full
+    }
+    fn has_room(&mut self) -> bool {
+        !self.full
     }
     fn debug(&mut self, byte: u8) {
         self.debugged.push(byte);
@@ -377,4 +383,22 @@ proptest! {
             board.chipset.take_event();
         }
     }
+}
+
+#[test]
+fn a_console_without_room_keeps_the_guest_from_sending() {
+    let mut board = Board::new();
+    board.outb(0x3f8, b'a');
+    assert_eq!(board.input(0x3fd, Width::Byte), Some(0x60));
+    board.console.full = true;
+    board.outb(0x3f8, b'b');
+    assert_eq!(board.input(0x3fd, Width::Byte), Some(0));
+    board.console.full = false;
+    assert_eq!(board.input(0x3fd, Width::Byte), Some(0x60), "a guest that asks");
+    board.console.full = true;
+    board.outb(0x3f8, b'c');
+    board.console.full = false;
+    board.with(|chipset, ctx| chipset.check_console_room(ctx));
+    assert!(!board.chipset.uart.line_busy(), "a guest that waits for an interrupt");
+    assert_eq!(board.console.transmitted, b"abc");
 }

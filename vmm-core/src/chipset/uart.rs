@@ -96,6 +96,8 @@ pub(super) struct Uart {
     divisor: u16,
     /// "Transmitter empty" has not been reported since it last became true.
     transmitter_news: bool,
+    /// The line takes no more for now: the byte sent last is still on its way.
+    line_busy: bool,
     /// When bytes below the trigger level count as all there is.
     time_out: Option<Instant>,
     timed_out: bool,
@@ -115,6 +117,7 @@ impl Uart {
             // 9600 baud.
             divisor: 12,
             transmitter_news: false,
+            line_busy: false,
             time_out: None,
             timed_out: false,
         }
@@ -140,7 +143,8 @@ impl Uart {
             register::LSR => {
                 let overrun = if core::mem::take(&mut self.overrun) { LSR_OVERRUN } else { 0 };
                 let ready = if self.received.len != 0 { LSR_DATA_READY } else { 0 };
-                LSR_TRANSMITTER_EMPTY | overrun | ready
+                let empty = if self.line_busy { 0 } else { LSR_TRANSMITTER_EMPTY };
+                empty | overrun | ready
             }
             register::MSR => self.modem_status() | core::mem::take(&mut self.modem_changes),
             _ => self.scratch,
@@ -183,6 +187,16 @@ impl Uart {
     /// The interrupt wire: OUT2 connects it on every PC.
     pub(super) fn irq(&self) -> bool {
         self.modem_control & (MCR_OUT2 | MCR_LOOPBACK) == MCR_OUT2 && self.cause() != IIR_NONE
+    }
+
+    /// Whether the transmitter waits for the line.
+    pub(super) const fn line_busy(&self) -> bool {
+        self.line_busy
+    }
+
+    /// Says whether the line takes a byte. The guest may send all the same: then it is the guest's loss.
+    pub(super) const fn set_line_busy(&mut self, busy: bool) {
+        self.line_busy = busy;
     }
 
     /// How many more bytes [`Self::input`] takes.
@@ -242,7 +256,7 @@ impl Uart {
             IIR_RECEIVED
         } else if enabled(IER_RECEIVED) && self.timed_out {
             IIR_TIME_OUT
-        } else if enabled(IER_TRANSMITTER) && self.transmitter_news {
+        } else if enabled(IER_TRANSMITTER) && self.transmitter_news && !self.line_busy {
             IIR_TRANSMITTER
         } else if enabled(IER_MODEM) && self.modem_changes != 0 {
             IIR_MODEM
@@ -389,6 +403,16 @@ mod tests {
         assert!(uart.irq());
         uart.write(4, 0, NOW);
         assert!(!uart.irq(), "OUT2 cuts the wire");
+    }
+
+    #[test]
+    fn a_busy_line_holds_the_transmitter_back() {
+        let mut uart = uart_with(&[(4, 0x08), (1, 0x02)]);
+        assert_eq!(uart.write(0, b'x', NOW), Some(b'x'));
+        uart.set_line_busy(true);
+        assert_eq!((uart.read(5, NOW), uart.irq(), uart.read(2, NOW)), (0, false, 0x01));
+        uart.set_line_busy(false);
+        assert_eq!((uart.read(5, NOW), uart.irq(), uart.read(2, NOW)), (0x60, true, 0x02));
     }
 
     #[test]

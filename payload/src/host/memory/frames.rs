@@ -51,6 +51,11 @@ impl FrameAllocator {
     pub fn longest(&self) -> u64 {
         self.free.lock().iter().map(Range::len).max().unwrap_or(0)
     }
+
+    /// All pieces that are free, rising.
+    pub fn pieces(&self) -> RangeSet {
+        self.free.lock().clone()
+    }
 }
 
 /// A contiguous piece of RAM that is its holder's alone; it goes back when dropped.
