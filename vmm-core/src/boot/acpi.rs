@@ -3,36 +3,20 @@
 //! Full hardware ACPI, not hardware-reduced, and enabled from the start: `SMI_CMD` is zero, so a guest has
 //! nothing to switch.
 //!
-//! The AML in the DSDT is drawn up at build time (build.rs), with gaps for what differs between guests.
+//! The tables are drawn up at build time (build/), with gaps for what differs between guests.
 
-use super::memory_map::{ACPI_TABLES, MemoryMap};
-use crate::chipset::layout;
+use super::memory_map::MemoryMap;
+use crate::chipset::layout::ACPI_TABLES;
 use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
-use acpi_tables::facs::FACS;
-use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
-use acpi_tables::gas::{AccessSize, AddressSpace as RegisterSpace, GAS};
-use acpi_tables::mcfg::MCFG;
-use acpi_tables::rsdp::Rsdp;
-use acpi_tables::sdt::Sdt;
-use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, AmlSink};
-use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
+use drawn_up::{DSDT_AT, MADT_AT};
 
-/// The DSDT's code, and its gaps' surroundings.
-mod aml {
-    include!(concat!(env!("OUT_DIR"), "/aml.rs"));
+/// The tables and their pieces, from build time.
+mod drawn_up {
+    include!(concat!(env!("OUT_DIR"), "/acpi.rs"));
 }
-
-const OEM_ID: [u8; 6] = *b"PEERBT";
-const OEM_TABLE_ID: [u8; 8] = *b"PEERBOOT";
-const OEM_REVISION: u32 = 1;
-
-/// A table header's length in bytes.
-const HEADER_BYTES: u32 = 36;
-/// What every table's address is a multiple of: the FACS demands it (ACPI 5.2.10).
-const TABLE_ALIGNMENT: usize = 64;
 
 /// Why a guest's tables cannot be put into its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +36,7 @@ impl fmt::Display for AcpiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLong { found, at_most } => {
-                write!(f, "the guest's ACPI tables have {found} bytes, and there is room for {at_most}")
+                write!(f, "an ACPI table of the guest has {found} bytes, and there is room for {at_most}")
             }
             Self::Memory(error) => error.fmt(f),
         }
@@ -70,200 +54,73 @@ impl From<OutOfRange> for AcpiError {
 /// Writes the tables of a guest whose vCPUs have these local APIC IDs into its memory, and says where the
 /// RSDP lies.
 pub fn install(memory: &GuestMemory, map: &MemoryMap, apic_ids: &[u32]) -> Result<GuestPhys, AcpiError> {
-    let base = ACPI_TABLES.start;
-    let tables = build(base, map, apic_ids);
-    let at_most = ACPI_TABLES.end.saturating_sub(base);
-    if tables.len() as u64 > at_most {
-        return Err(AcpiError::TooLong { found: tables.len(), at_most });
+    let start = GuestPhys::new(ACPI_TABLES.start);
+    memory.write(start, drawn_up::FIXED)?;
+    write_table(memory, DSDT_AT..MADT_AT, dsdt(map, apic_ids))?;
+    write_table(memory, MADT_AT..ACPI_TABLES.end, madt(apic_ids))?;
+    Ok(start)
+}
+
+/// Writes a table that lacks only its length and checksum (ACPI 5.2.6) to its room.
+fn write_table(memory: &GuestMemory, room: Range<u64>, mut table: Vec<u8>) -> Result<(), AcpiError> {
+    let (found, at_most) = (table.len(), room.end.saturating_sub(room.start));
+    if found as u64 > at_most {
+        return Err(AcpiError::TooLong { found, at_most });
     }
-    memory.write(GuestPhys::new(base), &tables)?;
-    Ok(GuestPhys::new(base))
-}
-
-/// All tables as they lie in memory from `base` on, the RSDP first.
-fn build(base: u64, map: &MemoryMap, apic_ids: &[u32]) -> Vec<u8> {
-    let mut image = Image { base, bytes: vec![0; Rsdp::len()] };
-    let facs = image.append(&FACS::new());
-    let dsdt = image.append(&dsdt(map, apic_ids));
-    let listed = [
-        image.append(&fadt(facs, dsdt)),
-        image.append(&madt(apic_ids)),
-        image.append(&mcfg()),
-        image.append(&waet()),
-    ];
-    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    listed.into_iter().for_each(|table| xsdt.add_entry(table));
-    let xsdt = image.append(&xsdt);
-    let mut rsdp = Vec::new();
-    Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
-    image.bytes.splice(..rsdp.len(), rsdp);
-    image.bytes
-}
-
-/// Tables one behind the other.
-struct Image {
-    base: u64,
-    bytes: Vec<u8>,
-}
-
-impl Image {
-    /// Appends a table and says where it lies.
-    fn append(&mut self, table: &dyn Aml) -> u64 {
-        self.bytes.resize(self.bytes.len().next_multiple_of(TABLE_ALIGNMENT), 0);
-        let at = self.base.saturating_add(self.bytes.len() as u64);
-        table.to_aml_bytes(&mut self.bytes);
-        at
+    if let Some(length) = table.get_mut(4..8) {
+        length.copy_from_slice(&(found as u32).to_le_bytes());
     }
-}
-
-fn table(signature: &[u8; 4], revision: u8) -> Sdt {
-    Sdt::new(*signature, HEADER_BYTES, revision, OEM_ID, OEM_TABLE_ID, OEM_REVISION)
-}
-
-/// FADT flags beside the register blocks (ACPI table 5.10): no fixed sleep button, and RTC wake-up is not
-/// among the fixed features. The power button is, so that a guest can be asked to shut down.
-const FADT_FLAGS: [Flags; 5] =
-    [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::FixRtc, Flags::ResetRegSup];
-/// IA-PC boot architecture (ACPI table 5.11): there are devices on ISA, and no VGA. No 8042 either.
-const LEGACY_DEVICES: u16 = 1 << 0;
-const VGA_NOT_PRESENT: u16 = 1 << 2;
-/// Longer than these, in microseconds, means that there is no C2 and no C3.
-const NO_C2: u16 = 101;
-const NO_C3: u16 = 1001;
-
-/// The fixed ACPI description table: where power management answers.
-fn fadt(facs: u64, dsdt: u64) -> impl Aml {
-    let event = port_block(layout::PM1_EVENT_PORT, layout::PM1_EVENT_BYTES);
-    let control = port_block(layout::PM1_CONTROL_PORT, layout::PM1_CONTROL_BYTES);
-    let timer = port_block(layout::PM_TIMER_PORT, layout::PM_TIMER_BYTES);
-    let gpe0 = port_block(layout::GPE0_PORT, layout::GPE0_BYTES);
-    // Tables lie below 1 MiB, so their addresses fit the 32-bit fields; the FACS may be given only once.
-    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    fadt.firmware_ctrl = (facs as u32).into();
-    fadt.dsdt = (dsdt as u32).into();
-    fadt.x_dsdt = dsdt.into();
-    fadt.sci_int = u16::from(layout::SCI_IRQ).into();
-    fadt.pm1a_evt_blk = u32::from(layout::PM1_EVENT_PORT).into();
-    fadt.pm1a_cnt_blk = u32::from(layout::PM1_CONTROL_PORT).into();
-    fadt.pm_tmr_blk = u32::from(layout::PM_TIMER_PORT).into();
-    fadt.gpe0_blk = u32::from(layout::GPE0_PORT).into();
-    fadt.pm1_evt_len = layout::PM1_EVENT_BYTES;
-    fadt.pm1_cnt_len = layout::PM1_CONTROL_BYTES;
-    fadt.pm_tmr_len = layout::PM_TIMER_BYTES;
-    fadt.gpe0_blk_len = layout::GPE0_BYTES;
-    fadt.p_lvl2_lat = NO_C2.into();
-    fadt.p_lvl3_lat = NO_C3.into();
-    fadt.century = layout::CMOS_CENTURY;
-    fadt.iapc_boot_arch = (LEGACY_DEVICES | VGA_NOT_PRESENT).into();
-    fadt.reset_reg = port_register(layout::RESET_PORT, 8, AccessSize::ByteAccess);
-    fadt.reset_value = layout::RESET_VALUE;
-    fadt.x_pm1a_evt_blk = event;
-    fadt.x_pm1a_cnt_blk = control;
-    fadt.x_pm_tmr_blk = timer;
-    fadt.x_gpe0_blk = gpe0;
-    let fadt = fadt.preferred_pm_profile(PmProfile::EnterpriseServer);
-    FADT_FLAGS.into_iter().fold(fadt, FADTBuilder::flag).finalize()
-}
-
-/// A block of `bytes` ports, accessed as its registers' widths demand.
-fn port_block(port: u16, bytes: u8) -> GAS {
-    port_register(port, bytes.saturating_mul(8), AccessSize::Undefined)
-}
-
-fn port_register(port: u16, bits: u8, access: AccessSize) -> GAS {
-    GAS::new(RegisterSpace::SystemIo, bits, 0, access, port.into())
+    let sum = table.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+    if let Some(checksum) = table.get_mut(9) {
+        *checksum = sum.wrapping_neg();
+    }
+    Ok(memory.write(GuestPhys::new(room.start), &table)?)
 }
 
 /// MADT structure types (ACPI table 5.21).
 const LOCAL_APIC: u8 = 0;
-const IO_APIC: u8 = 1;
-const SOURCE_OVERRIDE: u8 = 2;
-const LOCAL_APIC_NMI: u8 = 4;
 const LOCAL_X2APIC: u8 = 9;
 const LOCAL_X2APIC_NMI: u8 = 10;
-/// MADT flag: there are two 8259s.
-const PCAT_COMPAT: u32 = 1;
 /// Local APIC flag: the CPU can be started.
-const ENABLED: u32 = 1;
+const ENABLED: u8 = 1;
 /// The first APIC ID that needs an x2APIC structure.
 const FIRST_X2APIC_ID: u32 = 255;
-/// Interrupt source flags (ACPI table 5.26): as the bus has it, or level and active high.
-const CONFORMS: u16 = 0;
-const LEVEL_HIGH: u16 = 0b1101;
-/// Every CPU, in an NMI structure.
-const ALL_CPUS: u32 = u32::MAX;
-/// The local APIC pin that NMI reaches on a PC.
-const NMI_LINT: u8 = 1;
+/// How NMI reaches the CPUs with an x2APIC structure: all of them at LINT1, as on a PC.
+const X2APIC_NMI: [u8; 12] = [LOCAL_X2APIC_NMI, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0];
 
 /// The multiple APIC description table: CPUs, IOAPIC and how ISA interrupts reach it.
-fn madt(apic_ids: &[u32]) -> Sdt {
-    let mut entries = Vec::new();
-    entries.dword(layout::LOCAL_APIC_BASE.get() as u32);
-    entries.dword(PCAT_COMPAT);
+fn madt(apic_ids: &[u32]) -> Vec<u8> {
+    let mut madt = drawn_up::MADT.to_vec();
     for (&id, uid) in apic_ids.iter().zip(0_u32..) {
         match (u8::try_from(id), u8::try_from(uid)) {
             (Ok(apic_id), Ok(uid)) if id < FIRST_X2APIC_ID => {
-                entries.vec(&[LOCAL_APIC, 8, uid, apic_id]);
-                entries.dword(ENABLED);
+                madt.extend_from_slice(&[LOCAL_APIC, 8, uid, apic_id, ENABLED, 0, 0, 0]);
             }
             _ => {
-                entries.vec(&[LOCAL_X2APIC, 16, 0, 0]);
-                [id, ENABLED, uid].into_iter().for_each(|field| entries.dword(field));
+                madt.extend_from_slice(&[LOCAL_X2APIC, 16, 0, 0]);
+                madt.extend_from_slice([id, ENABLED.into(), uid].map(u32::to_le_bytes).as_flattened());
             }
         }
     }
-    entries.vec(&[IO_APIC, 12, layout::IO_APIC_ID, 0]);
-    entries.dword(layout::IO_APIC_BASE.get() as u32);
-    entries.dword(0);
-    for (irq, pin, flags) in
-        [(layout::PIT_IRQ, layout::PIT_PIN, CONFORMS), (layout::SCI_IRQ, layout::SCI_IRQ, LEVEL_HIGH)]
-    {
-        entries.vec(&[SOURCE_OVERRIDE, 10, 0, irq]);
-        entries.dword(pin.into());
-        entries.word(flags);
-    }
-    entries.vec(&[LOCAL_APIC_NMI, 6, ALL_CPUS as u8, CONFORMS as u8, 0, NMI_LINT]);
+    madt.extend_from_slice(drawn_up::INTERRUPT_SOURCES);
     if apic_ids.iter().any(|id| *id >= FIRST_X2APIC_ID) {
-        entries.vec(&[LOCAL_X2APIC_NMI, 12, CONFORMS as u8, 0]);
-        entries.dword(ALL_CPUS);
-        entries.vec(&[NMI_LINT, 0, 0, 0]);
+        madt.extend_from_slice(&X2APIC_NMI);
     }
-    let mut madt = table(b"APIC", 5);
-    madt.append_slice(&entries);
     madt
 }
 
-/// The memory-mapped configuration space.
-fn mcfg() -> MCFG {
-    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(layout::ECAM_BASE.get(), 0, 0, layout::ECAM_LAST_BUS);
-    mcfg
-}
-
-/// WAET flag: the power-management timer reads right at once.
-const PM_TIMER_GOOD: u32 = 1 << 1;
-
-/// What a guest need not work around, as Microsoft's WAET specification has it.
-fn waet() -> Sdt {
-    let mut waet = table(b"WAET", 1);
-    waet.append_slice(&PM_TIMER_GOOD.to_le_bytes());
-    waet
-}
-
 /// The differentiated system description table: devices that cannot be discovered otherwise.
-fn dsdt(map: &MemoryMap, apic_ids: &[u32]) -> Sdt {
-    let mut code = [aml::BOARD, &pci_windows(map)].concat();
-    (0_u32..).zip(apic_ids).for_each(|(uid, _)| code.extend(processor(uid)));
-    let mut dsdt = table(b"DSDT", 2);
-    dsdt.append_slice(&code);
+fn dsdt(map: &MemoryMap, apic_ids: &[u32]) -> Vec<u8> {
+    let mut dsdt = [drawn_up::DSDT, &pci_windows(map)].concat();
+    (0_u32..).zip(apic_ids).for_each(|(uid, _)| dsdt.extend(processor(uid)));
     dsdt
 }
 
 /// What the PCI host bridge passes on; the window above 4 GiB lies where the guest's memory leaves room.
 fn pci_windows(map: &MemoryMap) -> Vec<u8> {
-    let Some(window) = map.pci_memory_64() else { return aml::PCI_WINDOWS.to_vec() };
+    let Some(window) = map.pci_memory_64() else { return drawn_up::PCI_WINDOWS.to_vec() };
     let (last, len) = (window.end.saturating_sub(1), window.end.saturating_sub(window.start));
-    let [head, tail] = aml::PCI_WINDOWS_WITH_64_BIT;
+    let [head, tail] = drawn_up::PCI_WINDOWS_WITH_64_BIT;
     const NO_TRANSLATION: u64 = 0;
     let range = [window.start, last, NO_TRANSLATION, len].map(u64::to_le_bytes);
     [head, range.as_flattened(), tail].concat()
@@ -271,7 +128,7 @@ fn pci_windows(map: &MemoryMap) -> Vec<u8> {
 
 /// A processor device; `uid` names it in the MADT.
 fn processor(uid: u32) -> Vec<u8> {
-    let [head, middle, tail] = aml::PROCESSOR;
+    let [head, middle, tail] = drawn_up::PROCESSOR;
     let name = [8_u32, 4, 0].map(|shift| hex_digit(uid.wrapping_shr(shift)));
     [head, &name, middle, &uid.to_le_bytes(), tail].concat()
 }
@@ -285,14 +142,26 @@ fn hex_digit(number: u32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chipset::layout;
     use crate::memory::{HeapBlock, Region};
     use alloc::boxed::Box;
+    use alloc::vec;
     use std::process::Command;
 
     const BASE: u64 = ACPI_TABLES.start;
 
-    fn map() -> MemoryMap {
-        MemoryMap::new(256 << 20, 40).unwrap()
+    fn memory() -> GuestMemory {
+        let block = HeapBlock::zeroed(2 << 20, 4096).unwrap();
+        GuestMemory::new(vec![Region::new(GuestPhys::new(0), Box::new(block))]).unwrap()
+    }
+
+    /// The tables of a guest with these CPUs, as they lie in its memory.
+    fn build(apic_ids: &[u32]) -> Vec<u8> {
+        let (memory, map) = (memory(), MemoryMap::new(256 << 20, 40).unwrap());
+        assert_eq!(install(&memory, &map, apic_ids), Ok(GuestPhys::new(BASE)));
+        let mut image = vec![0; (ACPI_TABLES.end - BASE) as usize];
+        memory.read(GuestPhys::new(BASE), &mut image).unwrap();
+        image
     }
 
     fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -309,7 +178,7 @@ mod tests {
     fn table_at(image: &[u8], at: u64) -> &[u8] {
         let table = &image[(at - BASE) as usize..];
         let table = &table[..u32_at(table, 4) as usize];
-        assert!(at.is_multiple_of(TABLE_ALIGNMENT as u64));
+        assert!(at.is_multiple_of(64));
         if &table[..4] != b"FACS" {
             assert_eq!(sum(table), 0, "{}", core::str::from_utf8(&table[..4]).unwrap());
         }
@@ -336,14 +205,14 @@ mod tests {
 
     #[test]
     fn a_guest_finds_every_table() {
-        let image = build(BASE, &map(), &[0, 1]);
+        let image = build(&[0, 1]);
         let names: Vec<&str> = tables(&image).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["FACP", "APIC", "MCFG", "WAET", "FACS", "DSDT", "XSDT"]);
     }
 
     #[test]
     fn the_madt_lists_every_cpu_by_the_structure_its_id_needs() {
-        let image = build(BASE, &map(), &[0, 2, 254, 255, 1000]);
+        let image = build(&[0, 2, 254, 255, 1000]);
         let mut rest = &find(&image, "APIC")[44..];
         let mut found = Vec::new();
         while let [kind, len, ..] = *rest {
@@ -359,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_fadt_says_what_the_board_does() {
-        let image = build(BASE, &map(), &[0]);
+        let image = build(&[0]);
         let fadt = find(&image, "FACP");
         let flags = u32_at(fadt, 112);
         assert_eq!(flags & (1 << 20), 0, "hardware-reduced");
@@ -377,8 +246,7 @@ mod tests {
     #[test]
     fn too_many_cpus_are_an_error() {
         let map = MemoryMap::new(2 << 20, 40).unwrap();
-        let block = HeapBlock::zeroed(2 << 20, 4096).unwrap();
-        let memory = GuestMemory::new(vec![Region::new(GuestPhys::new(0), Box::new(block))]).unwrap();
+        let memory = memory();
         let ids: Vec<u32> = (0..4000).collect();
         assert_eq!(install(&memory, &map, &ids[..1000]), Ok(GuestPhys::new(BASE)));
         assert_eq!(memory.read_u64(GuestPhys::new(BASE)), Ok(u64::from_le_bytes(*b"RSD PTR ")));
@@ -396,7 +264,7 @@ mod tests {
             let text = [output.stdout, output.stderr].concat();
             (output.status.success(), std::string::String::from_utf8_lossy(&text).into_owned())
         };
-        let image = build(BASE, &map(), &[0, 1, 2, 300]);
+        let image = build(&[0, 1, 2, 300]);
         for (name, bytes) in tables(&image) {
             std::fs::write(directory.join(format!("{name}.dat")), bytes).unwrap();
             let (read, text) = iasl(&["-d", &format!("{name}.dat")]);

@@ -27,10 +27,6 @@ pub const LEAST_MEMORY: u64 = 2 << 20;
 /// The PC's hole for VGA memory and ROMs. It is backed by memory all the same, but reserved: firmware and
 /// tables live there as in shadowed ROM, and a program that writes to VGA text memory costs no exits.
 pub const LEGACY_HOLE: Range<u64> = 0xa_0000..0x10_0000;
-/// Where ACPI tables lie: where a guest that is told nothing scans for the RSDP (ACPI 5.2.5.1).
-pub const ACPI_TABLES: Range<u64> = 0xe_0000..BIOS_SERVICES.start;
-/// Where BIOS services lie, for guests that are given some: a PC's reset vector is at the end.
-pub const BIOS_SERVICES: Range<u64> = 0xf_f000..0x10_0000;
 
 /// How large the window above 4 GiB is.
 const PCI_MEMORY_64_SIZE: u64 = 32 << 30;

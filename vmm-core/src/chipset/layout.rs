@@ -3,6 +3,12 @@
 //! The addresses are those of a q35 (ICH9) board, so that firmware made for one finds what it expects.
 
 use crate::memory::GuestPhys;
+use core::ops::Range;
+
+/// Where the guest's ACPI tables lie: where one that is told nothing scans for the RSDP (ACPI 5.2.5.1).
+pub const ACPI_TABLES: Range<u64> = 0xe_0000..BIOS_SERVICES.start;
+/// Where BIOS services lie, for guests that are given some: a PC's reset vector is at the end.
+pub const BIOS_SERVICES: Range<u64> = 0xf_f000..0x10_0000;
 
 /// Memory-mapped PCI configuration space (ECAM); the E820 map reserves it and the MCFG names it.
 pub const ECAM_BASE: GuestPhys = GuestPhys::new(0xb000_0000);

@@ -6,7 +6,8 @@
 // Unsafe because real-mode code exists in assembly only; nothing on this machine ever executes it.
 #![allow(unsafe_code)]
 
-use super::memory_map::{BIOS_SERVICES, E820Entry, MemoryMap};
+use super::memory_map::{E820Entry, MemoryMap};
+use crate::chipset::layout::BIOS_SERVICES;
 use crate::cpu::CpuState;
 use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
 use alloc::vec::Vec;

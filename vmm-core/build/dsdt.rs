@@ -1,75 +1,17 @@
-//! Draws up the code of the guest's DSDT (ACPI 6.5, chapter 19): all but the few numbers that differ between
-//! guests is the same for each, and the guest's tables are made without an AML compiler in the payload.
+//! The code of the DSDT (ACPI 6.5, chapter 19).
 
-use acpi_tables::Aml;
-use acpi_tables::AmlSink;
+use crate::SOME_DIGITS;
+use crate::SOME_UID;
+use crate::layout;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If,
     Local, Memory32Fixed, Method, Name, NotEqual, ONE, Or, Package, Path, ResourceTemplate, Return, Scope,
     Store, Uuid, ZERO,
 };
-use std::env;
-use std::fs;
-use std::process::exit;
-
-#[allow(dead_code, reason = "the library uses all of it")]
-#[path = "src/chipset/layout.rs"]
-mod layout;
-#[allow(dead_code, reason = "the library uses all of it")]
-#[path = "src/memory/address.rs"]
-mod memory;
-
-/// Stands for a processor's three digits until the guest is built.
-const SOME_DIGITS: &str = "XYZ";
-/// Stands for a processor's number; as long in AML as the longest.
-const SOME_UID: u32 = 0xa5a5_5a5a;
-/// Stand for the first and last address of a window above 4 GiB.
-const SOME_WINDOW: [u64; 2] = [0xa5a5_0000_0000, 0xa5a5_ffff_ffff];
-
-fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=src/chipset/layout.rs");
-    let [first, last] = SOME_WINDOW;
-    let window = memory_window(first, last);
-    let range = [first, last, 0, last - first + 1].map(u64::to_le_bytes);
-    let source = [
-        "/// Everything that is the same for every guest.".to_owned(),
-        format!("pub static BOARD: &[u8] = &{:?};", board().0),
-        "/// What the PCI host bridge passes on, but for a window above 4 GiB.".to_owned(),
-        format!("pub static PCI_WINDOWS: &[u8] = &{:?};", pci_windows(None).0),
-        "/// The same with such a window: before and after its first and last address, translation and length."
-            .to_owned(),
-        parts("PCI_WINDOWS_WITH_64_BIT", &pci_windows(Some(&window)).0, &[range.as_flattened()]),
-        "/// A processor device: around its number as three digits, and as a dword.".to_owned(),
-        parts("PROCESSOR", &processor().0, &[SOME_DIGITS.as_bytes(), &SOME_UID.to_le_bytes()]),
-    ];
-    let file = std::path::Path::new(&env::var_os("OUT_DIR").unwrap_or_default()).join("aml.rs");
-    if let Err(error) = fs::write(&file, source.join("\n")) {
-        fail(&format!("cannot write {}: {error}", file.display()));
-    }
-}
-
-/// Rust source for the pieces of `code` around the gaps.
-fn parts(name: &str, code: &[u8], gaps: &[&[u8]]) -> String {
-    let (mut pieces, mut rest) = (Vec::new(), code);
-    for gap in gaps {
-        let Some(at) = rest.windows(gap.len()).position(|bytes| bytes == *gap) else {
-            fail(&format!("{name} has no gap {gap:x?}: {code:x?}"))
-        };
-        pieces.push(format!("&{:?}", &rest[..at]));
-        rest = &rest[at + gap.len()..];
-    }
-    pieces.push(format!("&{rest:?}"));
-    format!("pub static {name}: [&[u8]; {}] = [{}];", pieces.len(), pieces.join(", "))
-}
-
-fn fail(complaint: &str) -> ! {
-    eprintln!("{complaint}");
-    exit(1)
-}
+use acpi_tables::{Aml, AmlSink};
 
 /// The sleep state and the devices that cannot be discovered otherwise.
-fn board() -> Code {
+pub fn board() -> Code {
     let mut code = Vec::new();
     soft_off(&mut code);
     let devices =
@@ -90,7 +32,7 @@ fn soft_off(code: &mut Vec<u8>) {
 }
 
 /// The code of one AML object, made where its parts live.
-struct Code(Vec<u8>);
+pub struct Code(pub Vec<u8>);
 
 impl Code {
     fn of(object: &dyn Aml) -> Self {
@@ -160,7 +102,7 @@ fn serial_port() -> Code {
 }
 
 /// A processor device.
-fn processor() -> Code {
+pub fn processor() -> Code {
     let id = Name::new(Path::new("_HID"), &"ACPI0007");
     let uid = Name::new(Path::new("_UID"), &SOME_UID);
     let name = format!("C{SOME_DIGITS}");
@@ -189,7 +131,7 @@ fn pci_root() -> Code {
 }
 
 /// Buses, ports and memory that the host bridge passes on.
-fn pci_windows(above_4_gib: Option<&dyn Aml>) -> Code {
+pub fn pci_windows(above_4_gib: Option<&dyn Aml>) -> Code {
     let buses = AddressSpace::<u16>::new_bus_number(0, layout::ECAM_LAST_BUS.into());
     let configuration = ports(layout::PCI_ADDRESS_PORT, 8);
     let low_ports = AddressSpace::<u16>::new_io(0, layout::PCI_ADDRESS_PORT - 1, None);
@@ -205,7 +147,7 @@ fn pci_windows(above_4_gib: Option<&dyn Aml>) -> Code {
 }
 
 /// A window for devices' memory.
-fn memory_window<T: Default>(first: T, last: T) -> AddressSpace<T> {
+pub fn memory_window<T: Default>(first: T, last: T) -> AddressSpace<T> {
     AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None)
 }
 
