@@ -8,6 +8,7 @@ mod bad_input;
 mod bochs;
 mod boot;
 mod boot_protocols;
+mod cores;
 mod figures;
 mod other_guests;
 mod quiet;
@@ -47,6 +48,9 @@ fn cases() -> Result<Vec<Case<Lab>>> {
         Case::new("emulator/figures/exit-cost", figures::exit_cost),
         Case::new("emulator/stage-hand-over", stage::payload_entry_is_as_coreboot_leaves_it),
         Case::new("emulator/stage-refusals", stage::unbootable_roms_are_explained),
+        Case::new("emulator/cores/all-run", cores::all_run),
+        Case::new("emulator/cores/unlisted-run", cores::unlisted_run),
+        Case::new("emulator/cores/errors-are-told", cores::errors_are_told),
         Case::new("emulator/no-virtualization", boot::no_virtualization),
         Case::new("emulator/sleep", time::sleep_takes_its_time).alone(),
         Case::new("emulator/idle", time::idle_guest_halts_the_host).alone(),

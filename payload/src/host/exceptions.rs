@@ -59,7 +59,7 @@ const NAMES: [&str; 32] = [
 ];
 
 /// How long the other CPUs are given to stop, in ticks of the TSC.
-const PATIENCE: u64 = 1 << 26;
+const PATIENCE: u64 = 1 << 29;
 
 /// The [`cpu::identity`] of the CPU that failed; zero while all is well.
 static FAILED: AtomicUsize = AtomicUsize::new(0);

@@ -25,8 +25,9 @@ use vmm_core::cpu::Core;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long after the last CPU came another may come, where it is not known how many there are.
 const SILENCE: Duration = Duration::from_millis(100);
-/// How long a CPU may take to compare its time-stamp counter.
-const COMPARISON: Duration = Duration::from_millis(200);
+/// How long a CPU may take to compare its time-stamp counter. It takes a microsecond, but where CPUs take turns
+/// on fewer real ones.
+const COMPARISON: Duration = Duration::from_secs(2);
 /// The highest APIC number that fits the APIC's older mode; 255 there means all.
 const HIGHEST_XAPIC_ID: u32 = 254;
 
@@ -232,8 +233,8 @@ fn compare_counters(clock: &Clock) {
                 most = most.max(found.at_most());
                 if !found.agrees() {
                     let (ahead, by) = (found.ahead > 0, nanos(found.ahead.unsigned_abs()));
-                    let where_to = if ahead { "ahead of" } else { "behind" };
-                    warn!("the TSC of CPU {} is {by} ns {where_to} the boot CPU's", cpu.number());
+                    let order = if ahead { "ahead of" } else { "behind" };
+                    warn!("the TSC of CPU {} is {by} ns {order} the boot CPU's", cpu.number());
                 }
             }
         }
