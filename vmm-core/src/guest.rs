@@ -398,10 +398,7 @@ impl Guest {
     pub fn hear_terminal(&self, now: Instant) {
         self.with_chipset(now, None, |chipset, context| {
             chipset.check_console_room(context);
-            while chipset.console_has_room() {
-                let Some(byte) = self.terminal.receive() else { break };
-                chipset.console_input(&[byte], context);
-            }
+            chipset.take_console_input(context);
         });
     }
 
@@ -432,6 +429,9 @@ impl Console for &dyn Terminal {
     }
     fn has_room(&mut self) -> bool {
         Terminal::has_room(*self)
+    }
+    fn receive(&mut self) -> Option<u8> {
+        Terminal::receive(*self)
     }
     fn debug(&mut self, byte: u8) {
         Terminal::debug(*self, byte);

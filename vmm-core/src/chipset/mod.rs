@@ -54,6 +54,8 @@ pub trait Console {
     fn transmit(&mut self, byte: u8) -> bool;
     /// Whether there is room for a byte.
     fn has_room(&mut self) -> bool;
+    /// The next byte for the guest's first serial port, if one waits.
+    fn receive(&mut self) -> Option<u8>;
     /// The guest sent `byte` through the debug port.
     fn debug(&mut self, byte: u8);
 }
@@ -249,19 +251,13 @@ impl Chipset {
         self.drive_sci(ctx);
     }
 
-    /// Whether [`Self::console_input`] would take a byte.
-    pub fn console_has_room(&self) -> bool {
-        self.uart.room() != 0
-    }
-
-    /// Gives the guest input on its serial port; says how many of `bytes` fitted.
-    pub fn console_input(&mut self, bytes: &[u8], ctx: &mut Context) -> usize {
-        let taken = bytes.len().min(self.uart.room());
-        for &byte in bytes.iter().take(taken) {
+    /// Takes what waits at the console, as far as the serial port has room.
+    pub fn take_console_input(&mut self, ctx: &mut Context) {
+        while self.uart.room() != 0 {
+            let Some(byte) = ctx.console.receive() else { break };
             self.uart.input(byte, ctx.now);
         }
         self.drive_uart(ctx);
-        taken
     }
 
     /// Lets the serial port send again, where the console had no room and now has.
@@ -307,8 +303,9 @@ impl Chipset {
     fn read_byte(&mut self, port: u16, ctx: &mut Context) -> Option<u8> {
         if let Some(offset) = uart_offset(port) {
             self.check_console_room(ctx);
+            let room = self.uart.room();
             let value = self.uart.read(offset, ctx.now);
-            self.drive_uart(ctx);
+            self.follow_uart(room, ctx);
             return Some(value);
         }
         self.advance_clocks(ctx);
@@ -330,10 +327,11 @@ impl Chipset {
 
     fn write_byte(&mut self, port: u16, value: u8, ctx: &mut Context) -> Option<()> {
         if let Some(offset) = uart_offset(port) {
+            let room = self.uart.room();
             if let Some(byte) = self.uart.write(offset, value, ctx.now) {
                 self.uart.set_line_busy(!ctx.console.transmit(byte));
             }
-            self.drive_uart(ctx);
+            self.follow_uart(room, ctx);
             return Some(());
         }
         match port {
@@ -371,6 +369,16 @@ impl Chipset {
         }
         self.rtc.advance(ctx.now);
         self.drive_rtc(ctx);
+    }
+
+    /// After an access to the serial port, which had `room` before: where it now has more, what waits at the
+    /// console comes in. Nobody else would bring it before the user types on.
+    fn follow_uart(&mut self, room: usize, ctx: &mut Context) {
+        if self.uart.room() > room {
+            self.take_console_input(ctx);
+        } else {
+            self.drive_uart(ctx);
+        }
     }
 
     fn drive_uart(&mut self, ctx: &mut Context) {
