@@ -6,7 +6,8 @@ use crate::cpu::{ControlRegisters, Gpr};
 
 const CR0_MP: u64 = 1 << 1;
 const CR0_EM: u64 = 1 << 2;
-const CR0_TS: u64 = 1 << 3;
+/// CR0.TS: the FPU holds another task's state.
+pub const CR0_TS: u64 = 1 << 3;
 const CR0_NE: u64 = 1 << 5;
 const CR0_AM: u64 = 1 << 18;
 const CR0_NW: u64 = 1 << 29;

@@ -12,6 +12,7 @@ mod guest_state;
 mod host_state;
 mod hygiene;
 mod msr_bitmap;
+mod task_switch;
 mod unswitched;
 mod vcpu;
 mod vmcs;

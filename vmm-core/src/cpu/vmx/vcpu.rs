@@ -2,15 +2,16 @@
 
 use super::check::{Rules, bad_control, first_bad_field};
 use super::control_registers::{
-    Access, Change, GeneralProtection, Mode, Shared as SharedRegister, cr4_offered, pdpte_is_valid,
+    Access, CR0_TS, Change, GeneralProtection, Mode, Shared as SharedRegister, cr4_offered, pdpte_is_valid,
 };
 use super::controls::{entry, primary};
 use super::core::{Core, Shared};
 use super::enter::{Switch, deliver_host_nmi, enter};
 use super::event::{ALIGNMENT_CHECK, DEBUG, Injection, MACHINE_CHECK};
 use super::exit::{ENTRY_FAILURE, EptViolation, port_access, reason, tells_instruction_length};
-use super::guest_state::{GuestState, VmcsSegment, interruptibility};
+use super::guest_state::{GuestState, SEGMENTS, VmcsSegment, interruptibility};
 use super::host_state;
+use super::task_switch::{Request, Source, Task, switch};
 use super::unswitched::Unswitched;
 use super::vmcs::{self, Current, Field, Region, Scope, field, instruction_error};
 use crate::cpu::context::Context;
@@ -42,6 +43,7 @@ const PAUSE_LOOP_WINDOW: u64 = 4096;
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 const DR6_BREAKPOINTS: u64 = 0xf;
 const DR6_REPORTED: u64 = DR6_BREAKPOINTS | 1 << 13 | DR6_SINGLE_STEP;
+const DR6_TASK_SWITCH: u64 = 1 << 15;
 const DR7_GENERAL_DETECT: u64 = 1 << 13;
 /// TSS types: busy, of 16 and of 32 or 64 bits.
 const BUSY_TSS_16: u32 = 3;
@@ -403,7 +405,7 @@ impl Vcpu {
             | reason::MONITOR
             | reason::INVEPT
             | reason::INVVPID => Exit::Undefined,
-            reason::TASK_SWITCH => self.failed("a hardware task switch, which is not emulated"),
+            reason::TASK_SWITCH => return self.task_switch(qualification()),
             reason::EPT_MISCONFIGURATION => self.failed("EPT misconfiguration"),
             _ => self.failed("an exit that was not asked for"),
         })
@@ -547,30 +549,107 @@ impl Vcpu {
         for (field, entry) in field::GUEST_PDPTES.into_iter().zip(pdptes.into_iter().flatten()) {
             current.write(field, entry);
         }
-        if self.shared.controls.vpid() {
-            let single = self.shared.capabilities.invvpid_single();
-            let scope = if single { Scope::Single } else { Scope::All };
-            // A MOV to CR0 or CR4 forgets translations (SDM 4.10.4.1).
-            // SAFETY: attached, so in VMX operation; VPIDs are used only where there is INVVPID.
-            unsafe { vmcs::invvpid(scope, self.tag.number as u16) }
-        }
+        self.forget_translations();
     }
 
     /// The page-directory-pointer table that CR3 points to, where the change loads it.
     fn pdptes(&self, change: Change) -> Result<Option<[u64; 4]>, GeneralProtection> {
-        if !change.loads_pdptes {
-            return Ok(None);
-        }
-        let table = self.guest(field::GUEST_CR3) & 0xffff_ffe0;
+        change.loads_pdptes.then(|| self.read_pdptes(self.guest(field::GUEST_CR3))).transpose()
+    }
+
+    fn read_pdptes(&self, cr3: u64) -> Result<[u64; 4], GeneralProtection> {
         let mut entries = [0; 4];
         for (entry, offset) in entries.iter_mut().zip((0_u64..).step_by(8)) {
-            let at = GuestPhys::new(table | offset);
+            let at = GuestPhys::new(cr3 & 0xffff_ffe0 | offset);
             *entry = self.tables.memory().read_u64(at).map_err(|_| GeneralProtection)?;
             if !pdpte_is_valid(*entry, self.shared.features.physical_address_bits) {
                 return Err(GeneralProtection);
             }
         }
-        Ok(Some(entries))
+        Ok(entries)
+    }
+
+    /// Forgets this CPU's linear translations, as a MOV to a control register does (SDM 4.10.4.1).
+    fn forget_translations(&self) {
+        if self.current.is_some() && self.shared.controls.vpid() {
+            let single = self.shared.capabilities.invvpid_single();
+            let scope = if single { Scope::Single } else { Scope::All };
+            // SAFETY: attached, so in VMX operation; VPIDs are used only where there is INVVPID.
+            unsafe { vmcs::invvpid(scope, self.tag.number as u16) }
+        }
+    }
+
+    /// A switch between tasks, by an instruction or a task gate.
+    fn task_switch(&mut self, qualification: u64) -> Option<Exit> {
+        let mut blocking = self.interruptibility() & !interruptibility::SHADOW;
+        let mut length = self.exit_field(field::EXIT_INSTRUCTION_LENGTH);
+        let mut request = Request::decode(qualification, 0);
+        if request.source == Source::Iret {
+            blocking &= !interruptibility::BLOCKING_BY_NMI;
+        }
+        if let Some(event) = self.injection.take().filter(|_| request.source == Source::Gate) {
+            // The switch is its delivery.
+            (request.external, request.error_code) = (!event.is_software(), event.pushed_error_code());
+            length = u64::from(event.instruction_length);
+            if event.is_nmi() {
+                blocking |= interruptibility::BLOCKING_BY_NMI;
+            }
+        }
+        request.return_rip = self.registers.rip.wrapping_add(length) & 0xffff_ffff;
+        let mut task = self.task();
+        let bits = self.shared.features.physical_address_bits;
+        let result = switch(&mut task, self.tables.memory(), bits, &request);
+        self.set_interruptibility(blocking);
+        self.set_task(task);
+        match result {
+            Ok(false) => {}
+            Ok(true) => {
+                self.unswitched.set_dr6(self.unswitched.dr6() | DR6_TASK_SWITCH);
+                self.inject(Event::Exception { vector: DEBUG, error_code: None });
+            }
+            Err(fault) => {
+                if let Some(address) = fault.address {
+                    self.set_cr2(address);
+                }
+                self.inject(fault.event);
+            }
+        }
+        None
+    }
+
+    fn task(&self) -> Task {
+        Task {
+            registers: self.registers.clone(),
+            segments: SEGMENTS.map(|register| self.segment(register)),
+            control: self.control(),
+            gdt: self.guest(field::GUEST_GDTR_BASE),
+            gdt_limit: self.guest(field::GUEST_GDTR_LIMIT),
+            dr7: self.guest(field::GUEST_DR7),
+        }
+    }
+
+    fn set_task(&mut self, task: Task) {
+        for (register, segment) in SEGMENTS.into_iter().zip(task.segments) {
+            self.set_segment(register, segment.into());
+        }
+        self.registers = task.registers;
+        self.set_guest(field::GUEST_DR7, task.dr7);
+        let task_switched = task.control.cr0 & CR0_TS;
+        self.set_guest(field::GUEST_CR0, self.guest(field::GUEST_CR0) | task_switched);
+        self.set_guest(field::GUEST_CR3, task.control.cr3);
+        let pae = task.control.cr0 & ControlRegisters::CR0_PG != 0
+            && task.control.cr4 & ControlRegisters::CR4_PAE != 0;
+        match pae.then(|| self.read_pdptes(task.control.cr3)) {
+            Some(Ok(entries)) => {
+                for (field, entry) in field::GUEST_PDPTES.into_iter().zip(entries) {
+                    self.set_guest(field, entry);
+                }
+            }
+            Some(Err(GeneralProtection)) => self.inject(Event::GENERAL_PROTECTION),
+            None => {}
+        }
+        self.control.set(None);
+        self.forget_translations();
     }
 
     /// Long mode knows no 16-bit TSS: entry refuses one that was loaded before.
