@@ -21,8 +21,8 @@ use crate::toolchain::Toolchain;
 /// The crates that run without an operating system: built and linted for their own target, tested in emulators.
 const FREESTANDING: [&str; 3] = ["payload", "emulation-stage", "test-guests"];
 
-/// The largest payload, as it lies compressed in CBFS: 160 KiB.
-const PAYLOAD_LIMIT: u64 = 160 * 1024;
+/// The largest payload, as it lies compressed in CBFS: see docs/decisions/0005-payload-size.md.
+const PAYLOAD_LIMIT: u64 = 208 * 1024;
 
 /// The options of `scripts/test`.
 #[derive(Debug, Args)]
