@@ -3,6 +3,7 @@
 mod console;
 mod lab;
 mod manifest;
+mod multiplexer;
 
 mod bad_input;
 mod bochs;
@@ -35,6 +36,8 @@ fn cases() -> Result<Vec<Case<Lab>>> {
         Case::new("emulator/linux-16-bit", boot_protocols::linux_from_real_mode),
         Case::new("emulator/memtest86+-32-bit", boot_protocols::memtest_32_bit),
         Case::new("emulator/ipxe", boot_protocols::ipxe),
+        Case::new("emulator/console/two-guests", multiplexer::two_guests),
+        Case::new("emulator/console/open-prompt", multiplexer::open_prompt_keeps_the_machine_on),
         Case::new("emulator/shell-answers", boot::shell_answers),
         Case::new("emulator/poweroff", boot::poweroff),
         Case::new("emulator/reboot", boot::reboot),
