@@ -1,5 +1,7 @@
 //! The example guest lives: it boots, answers, powers off and comes back; a CPU that cannot says so.
 
+use std::time::Duration;
+
 use xtask::error::{Error, Result};
 use xtask::machine::{Emulator, Machine};
 use xtask::suite::Outcome;
@@ -19,9 +21,14 @@ pub fn shell_answers(lab: &Lab) -> Result<Outcome> {
     // Job control: an interrupt ends the command in the foreground, not the shell.
     machine.send("echo $((40 + 3)); sleep 1000\n")?;
     machine.expect("^43$", ANSWER)?;
-    machine.send("\x03")?;
-    machine.expect(PROMPT, ANSWER)?;
-    Ok(Outcome::Passed)
+    // One that finds the shell between fork and exec is lost on any machine.
+    for _ in 0..5 {
+        machine.send("\x03")?;
+        if machine.expect(PROMPT, Duration::from_secs(6)).is_ok() {
+            return Ok(Outcome::Passed);
+        }
+    }
+    Err(Error::failed(format!("Ctrl-C ends no command:\n{}", machine.transcript())))
 }
 
 /// `poweroff` ends the guest, and with the last guest the machine.
