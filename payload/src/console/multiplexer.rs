@@ -17,7 +17,7 @@ use alloc::vec::Vec;
 pub const ESCAPE: u8 = 0x1d;
 /// A line without an end is cut when it has this many bytes, where lines of several guests are shown.
 const LONGEST_LINE: usize = 256;
-/// How much of its latest output a guest that comes to the foreground shows again, in bytes: about a screen.
+/// How far back what was seen of a guest is shown again when it comes to the foreground, in bytes: about a screen.
 const CONTEXT: usize = 2048;
 /// How much input waits for a guest that does not take it, in bytes; what comes then is lost.
 const INPUT: usize = 0x4000;
@@ -76,6 +76,21 @@ struct Channel {
 impl Channel {
     fn is_full(&self) -> bool {
         self.output.end() - self.seen >= CAPACITY
+    }
+
+    /// The end of what the user has seen, as text: shown again in the raw, a question to the terminal would be
+    /// answered a second time.
+    fn context(&self) -> Vec<u8> {
+        let start = self.output.next_line(self.output.end().saturating_sub(CONTEXT));
+        let seen = self.output.since(start).take(self.seen.saturating_sub(start));
+        let mut text = Vec::new();
+        for byte in plain(seen) {
+            if byte == b'\n' {
+                text.push(b'\r');
+            }
+            text.push(byte);
+        }
+        text
     }
 
     /// Takes note of output that was lost before it was seen; how many bytes.
@@ -290,10 +305,10 @@ impl Multiplexer {
         if let View::Guest(guest) = view {
             match self.channels.get_mut(guest) {
                 Some(channel) if channel.shown => {
-                    let context = channel.output.end().saturating_sub(CONTEXT);
-                    channel.seen = channel.seen.min(channel.output.next_line(context));
                     let title = format!("-- {} (Ctrl-] ? for help) --", channel.name);
+                    let context = channel.context();
                     self.say_line(&title);
+                    self.say(&context);
                 }
                 Some(channel) => {
                     let title = format!("{} has no console", channel.name);
@@ -547,16 +562,16 @@ mod tests {
     #[test]
     fn a_switch_shows_what_was_missed_and_the_unfinished_line() {
         let (mut multiplexer, mut tape) = (two_guests(View::Guest(0)), Tape::new());
-        transmit(&mut multiplexer, 0, "~ # ", &mut tape);
+        transmit(&mut multiplexer, 0, "\x1b[1mseen\x1b[m\r\n~ # \x1b[6n", &mut tape);
         transmit(&mut multiplexer, 1, "login: ", &mut tape);
         tape.take();
         assert!(type_keys(&mut multiplexer, "\x1d2").is_empty());
         multiplexer.pump(&mut tape);
         assert_eq!(tape.take(), "\r\n-- two (Ctrl-] ? for help) --\r\nlogin: ");
-        transmit(&mut multiplexer, 0, "missed\r\n~ # ", &mut tape);
+        transmit(&mut multiplexer, 0, "missed\r\n~ # \x1b[6n", &mut tape);
         type_keys(&mut multiplexer, "\x1dn");
         multiplexer.pump(&mut tape);
-        assert_eq!(tape.take(), "\r\n-- one (Ctrl-] ? for help) --\r\n~ # missed\r\n~ # ");
+        assert_eq!(tape.take(), "\r\n-- one (Ctrl-] ? for help) --\r\nseen\r\n~ # missed\r\n~ # \x1b[6n");
         type_keys(&mut multiplexer, "\x1da");
         transmit(&mut multiplexer, 1, "root\r\n", &mut tape);
         assert_eq!(tape.take(), "\r\n-- all guests (Ctrl-] ? for help) --\r\ntwo: root\r\n");
