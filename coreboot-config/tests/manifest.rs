@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use coreboot_config::manifest::{Action, Boot, Console, Manifest, Source};
+use coreboot_config::manifest::{Action, Console, Manifest, Method, Source};
 
 /// The blob that dtc makes of the source, and what dtc had to say.
 fn compile(source: &str) -> (Vec<u8>, String) {
@@ -59,9 +59,9 @@ fn the_references_example_means_what_it_says() {
     assert_eq!((web.name.as_str(), web.node.as_str()), ("web", "/chosen/guest-1"));
     assert_eq!((web.memory, web.cpus, web.weight), (6 << 30, 2, 512));
     assert_eq!(web.cpu_affinity, [2, 3]);
-    let Boot::Linux(kernel, None) = &web.boot else { panic!("{:?}", web.boot) };
-    assert_eq!(kernel.bootargs, "console=ttyS0");
-    assert_eq!(kernel.image.to_string(), "cbfs:guests/web/vmlinuz");
+    assert_eq!(web.boot.method, Method::Linux(None));
+    assert_eq!(web.boot.bootargs, "console=ttyS0");
+    assert_eq!(web.boot.kernel.to_string(), "cbfs:guests/web/vmlinuz");
     assert_eq!(
         (web.on_crash, web.on_reboot, web.on_poweroff),
         (Action::Restart, Action::Restart, Action::Stop)
@@ -72,7 +72,9 @@ fn the_references_example_means_what_it_says() {
     assert_eq!(web.networks[0].mac_address, Some([2, 0, 0, 0, 0, 1]));
 
     assert_eq!((probe.name.as_str(), probe.memory), ("probe", 16 << 20));
-    assert!(matches!(probe.boot, Boot::Pvh(_)));
+    assert_eq!(probe.boot.method, Method::Multiboot2);
+    assert_eq!(probe.boot.modules[0].source.to_string(), "cbfs:guests/rules");
+    assert_eq!(probe.boot.modules[0].bootargs, "strict");
     assert_eq!((probe.console, probe.debug_port), (Console::None, true));
 
     let mut properties = 0;
@@ -83,7 +85,7 @@ fn the_references_example_means_what_it_says() {
         assert!(reference.contains(&format!("| `{property}` |")), "{property} is not in the reference");
         properties += 1;
     }
-    assert_eq!(properties, 28);
+    assert_eq!(properties, 31);
 }
 
 #[test]

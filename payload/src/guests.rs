@@ -6,10 +6,11 @@ use alloc::borrow::Cow;
 use alloc::vec::Vec;
 use core::fmt;
 use coreboot_config::cbfs::{Cbfs, CbfsError, Compression};
-use coreboot_config::manifest::{self, Boot, Console, Entry, Manifest, ManifestError, Source};
+use coreboot_config::manifest::{self, Console, Entry, Manifest, ManifestError, Method, Source};
 use vmm_core::boot::BootProtocol;
 use vmm_core::boot::linux::LinuxEntry;
-use vmm_core::guest::{Action, GuestConfig, Image};
+use vmm_core::boot::multiboot::Version;
+use vmm_core::guest::{Action, GuestConfig, Image, Module};
 use vmm_core::schedule::Affinity;
 
 /// How large a manifest may be once it is unpacked, in bytes.
@@ -144,14 +145,16 @@ impl<'a> Files<'a> {
 
 /// Finds a guest's files; says which one is wrong and how.
 fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
-    let (protocol, kernel) = match &guest.boot {
-        Boot::Linux(kernel, entry) => (BootProtocol::Linux(entry.map(linux_entry)), kernel),
-        Boot::Pvh(kernel) => (BootProtocol::Pvh, kernel),
-    };
+    let boot = &guest.boot;
     let image = |source: &Source| {
         files.load(source).map_err(|error| error!("{}: {source}: {error}", guest.name)).ok()
     };
-    let (kernel_image, ramdisk) = (image(&kernel.image), kernel.ramdisk.as_ref().map(image));
+    let module = |module: &manifest::Module| {
+        Some(Module { image: image(&module.source)?, bootargs: module.bootargs.clone() })
+    };
+    // All of them, so that each that is wrong is named.
+    let (kernel, ramdisk) = (image(&boot.kernel), boot.ramdisk.as_ref().map(image));
+    let modules: Vec<_> = boot.modules.iter().map(module).collect();
     for (what, count) in [("disk", guest.disks.len()), ("network", guest.networks.len())] {
         if count > 0 {
             warn!("{}: this version gives guests no {what}s; {count} left out", guest.name);
@@ -166,13 +169,14 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
             cores => Affinity::Cores(cores.iter().map(|core| *core as usize).collect()),
         },
         weight: u32::from(guest.weight),
-        protocol,
-        kernel: kernel_image?,
+        protocol: protocol(boot.method),
+        kernel: kernel?,
         ramdisk: match ramdisk {
             Some(image) => Some(image?),
             None => None,
         },
-        bootargs: kernel.bootargs.clone(),
+        modules: modules.into_iter().collect::<Option<_>>()?,
+        bootargs: boot.bootargs.clone(),
         debug_port: guest.debug_port,
         on_crash: action(guest.on_crash),
         on_reboot: action(guest.on_reboot),
@@ -181,11 +185,17 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
     Some(Wanted { config, shown: guest.console == Console::Uart })
 }
 
-fn linux_entry(entry: Entry) -> LinuxEntry {
-    match entry {
+fn protocol(method: Method) -> BootProtocol {
+    let entry = |entry| match entry {
         Entry::Bits16 => LinuxEntry::Bits16,
         Entry::Bits32 => LinuxEntry::Bits32,
         Entry::Bits64 => LinuxEntry::Bits64,
+    };
+    match method {
+        Method::Linux(wanted) => BootProtocol::Linux(wanted.map(entry)),
+        Method::Pvh => BootProtocol::Pvh,
+        Method::Multiboot => BootProtocol::Multiboot(Version::One),
+        Method::Multiboot2 => BootProtocol::Multiboot(Version::Two),
     }
 }
 

@@ -70,3 +70,37 @@ pub fn memtest_32_bit(lab: &Lab) -> Result<Outcome> {
     }
     Ok(Outcome::Passed)
 }
+
+/// One file starts by PVH, Multiboot and Multiboot2, with the same modules and command lines.
+pub fn protocols(lab: &Lab) -> Result<Outcome> {
+    let variant = lab.variant(Emulator::Qemu, "boot-protocols")?;
+    variant.cbfs.add("guests/tiny", &guests::tiny(lab.project(), "boot-protocol")?)?;
+    let files: [Vec<u8>; 2] = [(0..50_000_u32).map(|at| (at * 7 % 251) as u8).collect(), b"two".to_vec()];
+    let mut nodes = String::new();
+    for (number, bytes) in files.iter().enumerate() {
+        let sum: u64 = bytes.iter().map(|byte| u64::from(*byte)).sum();
+        let name = format!("guests/file{number}");
+        variant.cbfs.add(&name, &variant.write(&format!("file{number}"), bytes)?)?;
+        nodes += &format!(
+            "file{number} {{ compatible = \"peerboot,module\"; source = \"cbfs:{name}\"; bootargs = \"{sum}\"; }};"
+        );
+    }
+    let nodes: &str = nodes.leak();
+    let guest = |node, boot| Guest {
+        node,
+        boot,
+        bootargs: "one two",
+        properties: nodes,
+        ..Guest::tiny("cbfs:guests/tiny")
+    };
+    for (boot, loader) in [("pvh", "Pvh"), ("multiboot", "Multiboot"), ("multiboot2", "Multiboot2")] {
+        variant.manifest(&manifest(&[guest("tiny", boot)]))?;
+        let mut machine = variant.boot()?;
+        machine.expect(&format!("boot-protocol: {loader}, 2 modules, command line one two"), BOOT)?;
+        let end = machine.expect("(PASS|FAIL) boot-protocol", ANSWER)?;
+        if end.contains("FAIL") {
+            return Err(Error::failed(format!("{boot}: {end}")));
+        }
+    }
+    Ok(Outcome::Passed)
+}

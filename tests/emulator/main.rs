@@ -38,6 +38,7 @@ fn cases() -> Result<Vec<Case<Lab>>> {
         Case::new("emulator/ipxe", boot_protocols::ipxe),
         Case::new("emulator/console/two-guests", multiplexer::two_guests),
         Case::new("emulator/console/open-prompt", multiplexer::open_prompt_keeps_the_machine_on),
+        Case::new("emulator/boot-protocols", boot_protocols::protocols),
         Case::new("emulator/shell-answers", boot::shell_answers),
         Case::new("emulator/poweroff", boot::poweroff),
         Case::new("emulator/reboot", boot::reboot),

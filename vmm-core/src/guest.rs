@@ -42,6 +42,15 @@ impl Image {
     }
 }
 
+/// A file that goes with a kernel.
+#[derive(Clone)]
+pub struct Module {
+    /// The file.
+    pub image: Image,
+    /// Its command line.
+    pub bootargs: String,
+}
+
 /// What to do when a guest's life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -70,6 +79,8 @@ pub struct GuestConfig {
     pub kernel: Image,
     /// The initial ramdisk.
     pub ramdisk: Option<Image>,
+    /// What else goes with the kernel.
+    pub modules: Vec<Module>,
     /// The kernel's command line.
     pub bootargs: String,
     /// Whether port 0xE9 leads to the log.
@@ -226,10 +237,15 @@ impl Guest {
         let memory = Arc::new(allocate(&map, host)?);
         let tables = core.new_nested_tables(Arc::clone(&memory)).map_err(BuildError::TooHigh)?;
         let tables = Arc::new(tables);
+        let modules: Vec<boot::Module> = config
+            .modules
+            .iter()
+            .map(|module| boot::Module { image: module.image.bytes(), bootargs: &module.bootargs })
+            .collect();
         let images = boot::Images {
             kernel: config.kernel.bytes(),
             ramdisk: config.ramdisk.as_ref().map(Image::bytes),
-            modules: &[],
+            modules: &modules,
             bootargs: &config.bootargs,
         };
         let state =

@@ -3,6 +3,7 @@
 use alloc::{string::String, vec::Vec};
 
 use super::{
+    boot::MODULE,
     error::{Result, Warning},
     node::Node,
     source::Source,
@@ -44,7 +45,7 @@ pub(super) fn read(guest: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<
         } else if node.is_compatible(NETWORK) {
             node.warn_of_unknown_properties(&["compatible", "switch", "mac-address"], warnings);
             networks.push(network(&node)?);
-        } else {
+        } else if !node.is_compatible(MODULE) {
             warnings.push(node.unknown());
         }
     }

@@ -3,10 +3,10 @@
 use alloc::{boxed::Box, string::String, vec::Vec};
 
 use super::{
+    boot::{self, Boot},
     device::{self, Disk, Network},
     error::{GuestError, Result, Warning},
     node::Node,
-    source::Source,
 };
 
 /// What makes a node in `/chosen` a guest.
@@ -77,45 +77,6 @@ pub struct GuestConfig {
     pub debug_port: bool,
 }
 
-/// How a guest starts, and of which files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Boot {
-    /// A bzImage, by Linux's boot protocol; by this entry, or else by the widest that the kernel has.
-    Linux(Kernel, Option<Entry>),
-    /// An ELF file with a PVH note.
-    Pvh(Kernel),
-}
-
-/// In which mode a kernel of Linux's boot protocol is entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
-    /// Real mode, with BIOS services.
-    Bits16,
-    /// 32-bit protected mode.
-    Bits32,
-    /// Long mode.
-    Bits64,
-}
-
-/// A kernel and what goes with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kernel {
-    /// The kernel.
-    pub image: Source,
-    /// Its initial RAM disk.
-    pub ramdisk: Option<Source>,
-    /// Its command line.
-    pub bootargs: String,
-}
-
-impl Boot {
-    /// Every file that the guest needs to start.
-    pub fn files(&self) -> impl Iterator<Item = &Source> {
-        let (Self::Linux(kernel, _) | Self::Pvh(kernel)) = self;
-        core::iter::once(&kernel.image).chain(&kernel.ramdisk)
-    }
-}
-
 /// What a guest has for a console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Console {
@@ -136,12 +97,6 @@ pub enum Action {
 
 const ACTIONS: [(&str, Action); 2] = [("stop", Action::Stop), ("restart", Action::Restart)];
 
-#[derive(Clone, Copy)]
-enum Method {
-    Linux,
-    Pvh,
-}
-
 /// The guest of a node; what is unknown in it is warned of, whether it is sound or not.
 pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<GuestConfig> {
     node.warn_of_unknown_properties(&PROPERTIES, warnings);
@@ -154,7 +109,7 @@ pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<G
         cpus: node.number("cpus", 1..=MAX_CPUS)?.unwrap_or(1),
         cpu_affinity: cpu_affinity(node)?,
         weight: weight(node)?,
-        boot: boot(node)?,
+        boot: boot::read(node, warnings)?,
         disks,
         networks,
         console: node
@@ -223,23 +178,4 @@ fn cpu_affinity(node: &Node<'_, '_>) -> Result<Vec<u32>> {
 fn weight(node: &Node<'_, '_>) -> Result<u16> {
     let weight = node.number("weight", 1..=u32::from(u16::MAX))?;
     Ok(weight.and_then(|weight| u16::try_from(weight).ok()).unwrap_or(DEFAULT_WEIGHT))
-}
-
-fn boot(node: &Node<'_, '_>) -> Result<Boot> {
-    let methods = [("linux", Method::Linux), ("pvh", Method::Pvh)];
-    let method = node.word("boot", &methods)?;
-    let method = method.ok_or_else(|| node.wrong("boot", "one of \"linux\", \"pvh\""))?;
-    let kernel = Kernel {
-        image: node.needed_source("kernel")?,
-        ramdisk: node.source("ramdisk")?,
-        bootargs: node.text("bootargs")?.unwrap_or("").into(),
-    };
-    if !matches!(method, Method::Linux) && node.value("entry").is_some() {
-        return Err(node.wrong("entry", "it only with boot = \"linux\""));
-    }
-    let entries = [("16-bit", Entry::Bits16), ("32-bit", Entry::Bits32), ("64-bit", Entry::Bits64)];
-    Ok(match method {
-        Method::Linux => Boot::Linux(kernel, node.word("entry", &entries)?),
-        Method::Pvh => Boot::Pvh(kernel),
-    })
 }

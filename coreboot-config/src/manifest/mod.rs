@@ -4,6 +4,7 @@
 //! dom0less bindings. A guest whose node is wrong costs that guest; what is merely unknown is a warning.
 
 mod blob;
+mod boot;
 mod device;
 mod error;
 mod guest;
@@ -11,9 +12,10 @@ mod node;
 mod source;
 
 pub use blob::{BlobError, BlobFault, MAX_BLOB_LEN};
+pub use boot::{Boot, Entry, Method, Module};
 pub use device::{Disk, Network};
 pub use error::{GuestError, ManifestError, Warning};
-pub use guest::{Action, Boot, Console, DEFAULT_WEIGHT, Entry, GuestConfig, Kernel, MAX_CPUS, MIN_MEMORY};
+pub use guest::{Action, Console, DEFAULT_WEIGHT, GuestConfig, MAX_CPUS, MIN_MEMORY};
 pub use source::Source;
 
 use alloc::{boxed::Box, string::String, vec::Vec};

@@ -102,11 +102,12 @@ impl<'b, 'a> Node<'b, 'a> {
     pub(super) fn word<T: Copy>(&self, property: &'static str, words: &[(&str, T)]) -> Result<Option<T>> {
         let Some(text) = self.text(property)? else { return Ok(None) };
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-        let expected = || {
-            let words: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-            format!("one of {}", words.join(", "))
-        };
-        found.map(Some).ok_or_else(|| self.wrong(property, expected()))
+        found.map(Some).ok_or_else(|| self.wrong(property, one_of(words)))
+    }
+
+    /// One of these words, which there must be.
+    pub(super) fn needed_word<T: Copy>(&self, property: &'static str, words: &[(&str, T)]) -> Result<T> {
+        self.word(property, words)?.ok_or_else(|| self.wrong(property, one_of(words)))
     }
 
     /// A file.
@@ -142,6 +143,11 @@ impl<'b, 'a> Node<'b, 'a> {
     pub(super) fn value(&self, property: &str) -> Option<&'a [u8]> {
         self.node.property(property).map(|property| property.value)
     }
+}
+
+fn one_of<T>(words: &[(&str, T)]) -> String {
+    let words: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+    format!("one of {}", words.join(", "))
 }
 
 fn cells(value: &[u8]) -> Option<Vec<u32>> {

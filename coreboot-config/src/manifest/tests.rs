@@ -1,5 +1,6 @@
 //! Tests on blobs made here; `tests/manifest.rs` has those that dtc compiles.
 
+use super::boot::MODULE;
 use super::*;
 use proptest::prelude::*;
 
@@ -117,10 +118,13 @@ fn a_plain_guest_gets_the_defaults() {
         cpus: 1,
         cpu_affinity: vec![],
         weight: DEFAULT_WEIGHT,
-        boot: Boot::Linux(
-            Kernel { image: Source::Cbfs("guests/vmlinuz".into()), ramdisk: None, bootargs: String::new() },
-            None,
-        ),
+        boot: Boot {
+            method: Method::Linux(None),
+            kernel: Source::Cbfs("guests/vmlinuz".into()),
+            ramdisk: None,
+            modules: vec![],
+            bootargs: String::new(),
+        },
         disks: vec![],
         networks: vec![],
         console: Console::Uart,
@@ -136,12 +140,12 @@ fn a_plain_guest_gets_the_defaults() {
 
 #[test]
 fn an_entry_is_for_linux_alone() {
-    let boot = |guest: Tree| parse([guest]).guests[0].clone().unwrap().boot;
+    let method = |guest: Tree| parse([guest]).guests[0].clone().unwrap().boot.method;
     for (text, entry) in [("16-bit", Entry::Bits16), ("32-bit", Entry::Bits32), ("64-bit", Entry::Bits64)] {
-        assert!(
-            matches!(boot(guest("a").text("entry", text)), Boot::Linux(_, Some(found)) if found == entry)
-        );
+        assert_eq!(method(guest("a").text("entry", text)), Method::Linux(Some(entry)));
     }
+    assert_eq!(method(guest("a").text("boot", "multiboot")), Method::Multiboot);
+    assert_eq!(method(guest("a").text("boot", "multiboot2")), Method::Multiboot2);
     assert_eq!(
         error(guest("a").text("entry", "8-bit")),
         "manifest: node /chosen/a, property entry: found \"8-bit\", expected one of \"16-bit\", \"32-bit\", \
@@ -150,6 +154,41 @@ fn an_entry_is_for_linux_alone() {
     assert_eq!(
         error(guest("a").text("boot", "pvh").text("entry", "32-bit")),
         "manifest: node /chosen/a, property entry: found \"32-bit\", expected it only with boot = \"linux\""
+    );
+}
+
+fn module(name: &str) -> Tree {
+    Tree::new(name).text("compatible", MODULE).text("source", &format!("cbfs:{name}"))
+}
+
+#[test]
+fn modules_are_child_nodes() {
+    let nodes = |boot: &str| {
+        guest("a").text("boot", boot).child(module("one").text("bootargs", "first one")).child(module("two"))
+    };
+    let manifest = parse([nodes("multiboot2")]);
+    let boot = &manifest.guests[0].as_ref().unwrap().boot;
+    let modules = [("one", "first one"), ("two", "")];
+    assert_eq!(
+        boot.modules,
+        modules
+            .map(|(name, bootargs)| Module { source: Source::Cbfs(name.into()), bootargs: bootargs.into() })
+    );
+    let files: Vec<_> = boot.files().map(ToString::to_string).collect();
+    assert_eq!(files, ["cbfs:guests/vmlinuz", "cbfs:one", "cbfs:two"]);
+    assert_eq!(manifest.warnings, []);
+
+    assert_eq!(
+        error(nodes("linux")),
+        "manifest: node /chosen/a, property boot: found \"linux\", expected another than \"linux\", which has \
+         no nodes \"peerboot,module\""
+    );
+    let nameless = guest("a").text("boot", "pvh").child(module("one").without("source"));
+    assert!(error(nameless).starts_with("manifest: node /chosen/a/one, property source: found nothing"));
+    let misspelled = parse([guest("a").text("boot", "pvh").child(module("one").text("cmdline", "x"))]);
+    assert_eq!(
+        misspelled.warnings[0].to_string(),
+        "manifest: node /chosen/a/one, property cmdline: unknown here, not used"
     );
 }
 
@@ -405,7 +444,16 @@ fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
                 tree = tree.child(node.text("switch", "lan").with("mac-address", address));
                 networks.push(network);
             }
-            let kernel = Kernel { image: Source::Cbfs(kernel), ramdisk: ramdisk.map(Source::Cbfs), bootargs };
+            let method = if autostart { Method::Pvh } else { Method::Linux(None) };
+            let mut modules = Vec::new();
+            if autostart {
+                for index in 0..devices {
+                    let name = format!("module{index}");
+                    tree = tree.child(module(&name).text("bootargs", &bootargs));
+                    modules.push(Module { source: Source::Cbfs(name), bootargs: bootargs.clone() });
+                }
+            }
+            let (kernel, ramdisk) = (Source::Cbfs(kernel), ramdisk.map(Source::Cbfs));
             let config = GuestConfig {
                 node: format!("/chosen/{name}"),
                 name,
@@ -413,7 +461,7 @@ fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
                 cpus,
                 cpu_affinity: affinity,
                 weight,
-                boot: if autostart { Boot::Pvh(kernel) } else { Boot::Linux(kernel, None) },
+                boot: Boot { method, kernel, ramdisk, modules, bootargs },
                 disks,
                 networks,
                 console: Console::Uart,

@@ -1,4 +1,4 @@
-//! From PVH's 32-bit entry to 64-bit Rust: a stack, the first 4 GiB mapped onto themselves, a GDT.
+//! From the 32-bit entry of PVH, Multiboot or Multiboot2 to 64-bit Rust: a stack, the first 4 GiB mapped onto themselves, a GDT.
 
 use core::arch::global_asm;
 
@@ -9,6 +9,20 @@ global_asm!(
     .long 4, 8, 18              // XEN_ELFNOTE_PHYS32_ENTRY
     .asciz "Xen"
     .quad start
+
+    .section .multiboot, "a"
+    .balign 8
+multiboot2:
+    .long 0xe85250d6, 0, multiboot2_end - multiboot2
+    .long -(0xe85250d6 + multiboot2_end - multiboot2)
+    .short 1, 0                 // information that must be known: the command line,
+    .long 24, 1, 3, 6, 15       // modules, the memory map, the RSDP
+    .short 6, 0                 // modules at pages
+    .long 8
+    .short 0, 0
+    .long 8
+multiboot2_end:
+    .long 0x1badb002, 3, -(0x1badb002 + 3)
 
     .section .bss
     .balign 4096
@@ -37,7 +51,8 @@ start:
     cli
     cld
     mov esp, offset stack_top
-    mov esi, ebx                // the start info
+    mov esi, ebx                // what the loader tells,
+    mov ebp, eax                // and which one it is
 
     mov eax, offset pointer_table
     or eax, 3
@@ -88,6 +103,7 @@ long_mode:
     mov gs, eax
     mov rsp, offset stack_top
     mov edi, esi
+    mov esi, ebp
     xor ebp, ebp
     call run_guest
     ud2

@@ -22,7 +22,10 @@ pub mod cpu;
 mod entry;
 pub mod interrupts;
 pub mod io_apic;
+mod machine;
 pub mod memory;
+mod multiboot;
+mod multiboot2;
 pub mod pit;
 pub mod pm_timer;
 mod print;
@@ -30,8 +33,8 @@ pub mod rtc;
 mod start_info;
 pub mod uart;
 
+pub use machine::{Loader, Machine, MemoryKind, MemoryRange, Module};
 pub use print::{DEBUG_PORT, write};
-pub use start_info::{Machine, MemoryKind, MemoryRange};
 
 use core::fmt::Arguments;
 
@@ -43,8 +46,8 @@ static mut GUEST: &str = "runtime";
 macro_rules! guest {
     ($main:path) => {
         #[unsafe(no_mangle)]
-        extern "C" fn run_guest(start_info: u64) -> ! {
-            $crate::run(env!("CARGO_BIN_NAME"), start_info, $main)
+        extern "C" fn run_guest(told: u64, loader: u32) -> ! {
+            $crate::run(env!("CARGO_BIN_NAME"), told, loader, $main)
         }
     };
 }
@@ -58,12 +61,12 @@ macro_rules! println {
 }
 
 /// Runs the guest `main`, says how it went, and powers off.
-pub fn run(name: &'static str, start_info: u64, main: fn(&Machine)) -> ! {
+pub fn run(name: &'static str, told: u64, loader: u32, main: fn(&Machine)) -> ! {
     // SAFETY: one CPU, and nobody else writes it.
     unsafe { GUEST = name };
     interrupts::install();
     // SAFETY: the entry passes on what it got from the loader.
-    let machine = unsafe { Machine::from_start_info(start_info) };
+    let machine = unsafe { Machine::from_loader(told, loader) };
     acpi::find(&machine);
     main(&machine);
     println!("PASS {name}");

@@ -7,8 +7,10 @@ use alloc::vec;
 
 /// The descriptor table.
 const GDT: GuestPhys = GuestPhys::new(0x1000);
-/// The protocol's own structure: Linux's boot_params or PVH's start info, one page and more.
+/// The protocol's own structure: Linux's boot_params, PVH's start info, multiboot's information.
 pub const START_INFO: GuestPhys = GuestPhys::new(0x2000);
+/// How many bytes it may have where there is no identity map.
+pub const START_INFO_MAX: usize = 0xe000;
 /// The top of the identity map: six pages.
 const PAGE_TABLES: u64 = 0x4000;
 /// The command line, NUL-terminated.

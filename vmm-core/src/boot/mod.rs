@@ -5,9 +5,11 @@ pub mod bios;
 pub mod linux;
 pub mod linux16;
 pub mod memory_map;
+pub mod multiboot;
 pub mod pvh;
 
 mod first_megabyte;
+mod program;
 #[cfg(test)]
 mod testing;
 
@@ -19,6 +21,7 @@ use acpi::AcpiError;
 use alloc::vec::Vec;
 use core::fmt;
 use linux::{LinuxEntry, LinuxError};
+use multiboot::MultibootError;
 use pvh::PvhError;
 
 /// What a guest is started from, whatever the protocol.
@@ -32,6 +35,14 @@ pub struct Images<'a> {
     pub modules: &'a [Module<'a>],
     /// The kernel's command line, without a NUL.
     pub bootargs: &'a str,
+}
+
+impl<'a> Images<'a> {
+    /// Ramdisk and modules alike, the ramdisk first and without command line.
+    pub fn all_modules(&self) -> impl Iterator<Item = Module<'a>> {
+        let ramdisk = self.ramdisk.map(|image| Module { image, bootargs: "" });
+        ramdisk.into_iter().chain(self.modules.iter().copied())
+    }
 }
 
 /// A file that a kernel is started with.
@@ -50,6 +61,8 @@ pub enum BootProtocol {
     Linux(Option<LinuxEntry>),
     /// An ELF with a PVH entry.
     Pvh,
+    /// A kernel with a header of this version of Multiboot.
+    Multiboot(multiboot::Version),
 }
 
 /// Why a guest's images cannot be started.
@@ -61,6 +74,8 @@ pub enum BootError {
     Linux(LinuxError),
     /// Its kernel is no ELF with a PVH entry, or does not fit.
     Pvh(PvhError),
+    /// Its kernel has no such header, asks for what there is not, or does not fit.
+    Multiboot(MultibootError),
 }
 
 impl fmt::Display for BootError {
@@ -69,6 +84,7 @@ impl fmt::Display for BootError {
             Self::Acpi(error) => error.fmt(f),
             Self::Linux(error) => error.fmt(f),
             Self::Pvh(error) => error.fmt(f),
+            Self::Multiboot(error) => error.fmt(f),
         }
     }
 }
@@ -91,6 +107,9 @@ pub fn load(
             start_linux(wanted, memory, map, images, rsdp).map_err(BootError::Linux)
         }
         BootProtocol::Pvh => pvh::load(memory, map, images, rsdp).map_err(BootError::Pvh),
+        BootProtocol::Multiboot(version) => {
+            multiboot::load(version, memory, map, images, rsdp).map_err(BootError::Multiboot)
+        }
     }
 }
 

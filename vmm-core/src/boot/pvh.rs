@@ -1,15 +1,16 @@
 //! PVH: an ELF kernel with a Xen note that names its 32-bit entry
 //! (xen/include/public/arch-x86/hvm/start_info.h).
 
-use super::Images;
-use super::first_megabyte::{COMMAND_LINE, COMMAND_LINE_MAX, START_INFO, write_command_line};
+use super::first_megabyte::{COMMAND_LINE, COMMAND_LINE_MAX, START_INFO, START_INFO_MAX, write_command_line};
 use super::memory_map::{E820Entry, MemoryMap, PAGE_SIZE};
+use super::program::{Program, ProgramError, parse_elf};
+use super::{Images, Module};
 use crate::cpu::{CpuState, Gpr};
 use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
 use alloc::vec::Vec;
 use core::fmt;
 use elf::ElfBytes;
-use elf::abi::{EM_386, EM_X86_64, PT_LOAD, PT_NOTE};
+use elf::abi::PT_NOTE;
 use elf::endian::LittleEndian;
 use elf::note::{Note, NoteIterator};
 use elf::parse::ParseError;
@@ -24,54 +25,31 @@ const START_INFO_MAGIC: u32 = 0x336e_c578;
 /// The version that has a memory map.
 const START_INFO_VERSION: u32 = 1;
 const START_INFO_SIZE: u64 = 56;
-/// The one entry of the module list follows the start info, then comes the memory map.
 const MODULE_SIZE: u64 = 32;
-
-/// The lowest address for a segment: below lies what the monitor writes.
-const LOWEST_SEGMENT: u64 = 0x10_0000;
+const MEMORY_MAP_ENTRY_SIZE: u64 = 24;
 
 /// Why a PVH kernel cannot be started.
 #[derive(Debug)]
 pub enum PvhError {
-    /// The file is not an ELF file, or is cut off.
-    Elf(ParseError),
-    /// An ELF file for another machine.
-    Machine(u16),
+    /// The file cannot be loaded.
+    Program(ProgramError),
     /// No note names a PVH entry.
     NoEntry,
     /// The note that names the entry has the wrong length.
     EntryLength(usize),
-    /// Nothing is to be loaded.
-    NoSegments,
-    /// A segment lies outside the guest's memory from 1 MiB to 2 GiB.
-    Segment {
-        /// Its first byte.
-        address: u64,
-        /// Its length in memory, in bytes.
-        len: u64,
-        /// Where the guest's memory below 4 GiB ends.
-        memory_end: u64,
-    },
-    /// A segment is longer in the file than in memory.
-    SegmentSize {
-        /// Its first byte.
-        address: u64,
-        /// Bytes in the file.
-        in_file: u64,
-        /// Bytes in memory.
-        in_memory: u64,
-    },
     /// The entry lies in no segment.
     Entry(u64),
     /// The command line is longer than there is room for.
     CommandLineTooLong(usize),
-    /// The ramdisk does not fit above the kernel.
+    /// A ramdisk or module does not fit above the kernel and below those before it.
     NotEnoughMemory {
-        /// The ramdisk's length in bytes.
-        ramdisk: u64,
-        /// What is left above the kernel, in bytes.
+        /// Its length in bytes.
+        module: u64,
+        /// What is left, in bytes.
         found: u64,
     },
+    /// Module list, command lines and memory map are longer than there is room for; both in bytes.
+    StartInfoTooLong(usize),
     /// A structure does not fit into the guest's memory.
     Memory(OutOfRange),
 }
@@ -79,33 +57,23 @@ pub enum PvhError {
 impl fmt::Display for PvhError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Elf(error) => write!(f, "the file is not a whole ELF file: {error}"),
-            Self::Machine(machine) => {
-                write!(f, "the ELF file is for machine {machine}, expected x86 ({EM_386} or {EM_X86_64})")
-            }
+            Self::Program(error) => error.fmt(f),
             Self::NoEntry => f.write_str("the ELF file names no PVH entry; expected a Xen note of type 18"),
             Self::EntryLength(found) => {
                 write!(f, "the Xen note of type 18 has {found} bytes, expected an address of 4 or 8")
             }
-            Self::NoSegments => f.write_str("the ELF file has nothing to load"),
-            Self::Segment { address, len, memory_end } => write!(
-                f,
-                "the ELF file loads {len} bytes to {address:#x}, expected memory from {LOWEST_SEGMENT:#x} to \
-                 {memory_end:#x}"
-            ),
-            Self::SegmentSize { address, in_file, in_memory } => write!(
-                f,
-                "the ELF segment at {address:#x} has {in_file} bytes in the file, more than the {in_memory} \
-                 that it has in memory"
-            ),
             Self::Entry(entry) => write!(f, "the PVH entry {entry:#x} lies in nothing that is loaded"),
             Self::CommandLineTooLong(found) => {
                 write!(f, "the command line has {found} bytes, expected at most {COMMAND_LINE_MAX}")
             }
-            Self::NotEnoughMemory { ramdisk, found } => write!(
+            Self::NotEnoughMemory { module, found } => write!(
                 f,
-                "the ramdisk has {ramdisk} bytes, and the guest has {found} above its kernel and below 2 GiB"
+                "a ramdisk or module has {module} bytes, and the guest has {found} left above its kernel and \
+                 below 2 GiB"
             ),
+            Self::StartInfoTooLong(found) => {
+                write!(f, "the modules' command lines need {found} bytes, expected at most {START_INFO_MAX}")
+            }
             Self::Memory(error) => error.fmt(f),
         }
     }
@@ -119,9 +87,15 @@ impl From<OutOfRange> for PvhError {
     }
 }
 
+impl From<ProgramError> for PvhError {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(error)
+    }
+}
+
 impl From<ParseError> for PvhError {
     fn from(error: ParseError) -> Self {
-        Self::Elf(error)
+        Self::Program(error.into())
     }
 }
 
@@ -133,70 +107,61 @@ pub fn load(
     images: &Images,
     rsdp: GuestPhys,
 ) -> Result<CpuState, PvhError> {
-    let kernel = Kernel::parse(images.kernel, map.low_end())?;
+    let file = parse_elf(images.kernel)?;
+    let entry = entry(&file)?;
+    let program = Program::from_elf(&file)?;
+    program.check(map.low_end())?;
+    if !program.holds(entry) {
+        return Err(PvhError::Entry(entry));
+    }
     if images.bootargs.len() > COMMAND_LINE_MAX {
         return Err(PvhError::CommandLineTooLong(images.bootargs.len()));
     }
-    let module = images.ramdisk.map(|ramdisk| kernel.place(map, ramdisk)).transpose()?;
-    for (at, bytes) in kernel.segments.iter().copied().chain(module) {
-        memory.write(GuestPhys::new(at), bytes)?;
+    let modules = place(images, map, program.end())?;
+    let info = start_info(&modules, &map.e820(), rsdp);
+    if info.len() > START_INFO_MAX {
+        return Err(PvhError::StartInfoTooLong(info.len()));
+    }
+    program.write(memory)?;
+    for (at, module) in &modules {
+        memory.write(GuestPhys::new(*at), module.image)?;
     }
     write_command_line(memory, COMMAND_LINE, images.bootargs)?;
-    let module = module.map(|(at, bytes)| (at, bytes.len() as u64));
-    memory.write(START_INFO, &start_info(module, &map.e820(), rsdp))?;
-    let mut state = CpuState::flat_protected_mode(kernel.entry);
+    memory.write(START_INFO, &info)?;
+    // The entry lies in memory below 4 GiB.
+    let mut state = CpuState::flat_protected_mode(entry as u32);
     state.registers.set(Gpr::Rbx, START_INFO.get());
     Ok(state)
 }
 
-/// An ELF file that has been checked.
-struct Kernel<'a> {
-    /// What is loaded, with its guest-physical address.
-    segments: Vec<(u64, &'a [u8])>,
-    /// Behind the last byte of any segment.
-    end: u64,
-    entry: u32,
+/// Where ramdisk and modules go: each as high as it can, above a kernel that ends at `kernel_end`.
+fn place<'a>(
+    images: &Images<'a>,
+    map: &MemoryMap,
+    kernel_end: u64,
+) -> Result<Vec<(u64, Module<'a>)>, PvhError> {
+    let mut limit = u64::MAX;
+    let mut placed = Vec::new();
+    for module in images.all_modules() {
+        let len = module.image.len() as u64;
+        let at = map.highest_place(len, limit).filter(|at| *at >= kernel_end);
+        limit = at.ok_or(PvhError::NotEnoughMemory {
+            module: len,
+            found: map.low_end().min(limit).saturating_sub(kernel_end.next_multiple_of(PAGE_SIZE)),
+        })?;
+        placed.push((limit, module));
+    }
+    Ok(placed)
 }
 
-impl<'a> Kernel<'a> {
-    fn parse(image: &'a [u8], memory_end: u64) -> Result<Self, PvhError> {
-        let file = ElfBytes::<LittleEndian>::minimal_parse(image)?;
-        if ![EM_386, EM_X86_64].contains(&file.ehdr.e_machine) {
-            return Err(PvhError::Machine(file.ehdr.e_machine));
-        }
-        let headers = || file.segments().into_iter().flatten();
-        let mut entry = None;
-        for header in headers().filter(|header| header.p_type == PT_NOTE) {
-            entry = entry.or(find_entry(&file, &header)?);
-        }
-        let entry = entry.ok_or(PvhError::NoEntry)?;
-        let mut kernel = Self { segments: Vec::new(), end: 0, entry: entry as u32 };
-        let mut holds_entry = false;
-        for header in headers().filter(|header| header.p_type == PT_LOAD && header.p_memsz > 0) {
-            kernel.end = kernel.end.max(check_segment(&header, memory_end)?);
-            kernel.segments.push((header.p_paddr, file.segment_data(&header)?));
-            holds_entry |= entry.checked_sub(header.p_paddr).is_some_and(|offset| offset < header.p_memsz);
-        }
-        if kernel.segments.is_empty() {
-            return Err(PvhError::NoSegments);
-        }
-        if !holds_entry {
-            return Err(PvhError::Entry(entry));
-        }
-        Ok(kernel)
-    }
-
-    /// Where the ramdisk goes: as high as it can.
-    fn place<'r>(&self, map: &MemoryMap, ramdisk: &'r [u8]) -> Result<(u64, &'r [u8]), PvhError> {
-        let len = ramdisk.len() as u64;
-        match map.highest_place(len, u64::MAX).filter(|at| *at >= self.end) {
-            Some(at) => Ok((at, ramdisk)),
-            None => Err(PvhError::NotEnoughMemory {
-                ramdisk: len,
-                found: map.low_end().saturating_sub(self.end.next_multiple_of(PAGE_SIZE)),
-            }),
+/// The entry that the file's notes name.
+fn entry(file: &ElfBytes<LittleEndian>) -> Result<u64, PvhError> {
+    for header in file.segments().into_iter().flatten().filter(|header| header.p_type == PT_NOTE) {
+        if let Some(entry) = find_entry(file, &header)? {
+            return Ok(entry);
         }
     }
+    Err(PvhError::NoEntry)
 }
 
 /// The entry that a note segment names, if it does.
@@ -220,30 +185,29 @@ fn find_entry(file: &ElfBytes<LittleEndian>, header: &ProgramHeader) -> Result<O
     Ok(None)
 }
 
-/// Checks that a segment lies in memory, and gives its end.
-fn check_segment(header: &ProgramHeader, memory_end: u64) -> Result<u64, PvhError> {
-    let (address, in_file, in_memory) = (header.p_paddr, header.p_filesz, header.p_memsz);
-    if in_file > in_memory {
-        return Err(PvhError::SegmentSize { address, in_file, in_memory });
-    }
-    let end = address.checked_add(in_memory).filter(|end| *end <= memory_end && address >= LOWEST_SEGMENT);
-    end.ok_or(PvhError::Segment { address, len: in_memory, memory_end })
-}
-
-/// The start info with its module list and memory map behind it.
-fn start_info(module: Option<(u64, u64)>, e820: &[E820Entry], rsdp: GuestPhys) -> Vec<u8> {
-    let modules = START_INFO.get().saturating_add(START_INFO_SIZE);
-    let memory_map = modules.saturating_add(MODULE_SIZE);
-    let (ramdisk, ramdisk_len) = module.unwrap_or((0, 0));
+/// The start info with its module list, memory map and modules' command lines behind it.
+fn start_info(modules: &[(u64, Module)], e820: &[E820Entry], rsdp: GuestPhys) -> Vec<u8> {
+    let list = START_INFO.get().saturating_add(START_INFO_SIZE);
+    let memory_map = list.saturating_add(MODULE_SIZE.saturating_mul(modules.len() as u64));
+    let mut text_at = memory_map.saturating_add(MEMORY_MAP_ENTRY_SIZE.saturating_mul(e820.len() as u64));
+    let list_or_none = if modules.is_empty() { 0 } else { list };
     let mut info = Vec::new();
     let mut put32 = |fields: &[u32]| fields.iter().for_each(|field| info.extend(field.to_le_bytes()));
-    put32(&[START_INFO_MAGIC, START_INFO_VERSION, 0, module.is_some().into()]);
+    put32(&[START_INFO_MAGIC, START_INFO_VERSION, 0, modules.len() as u32]);
     let mut put64 = |fields: &[u64]| fields.iter().for_each(|field| info.extend(field.to_le_bytes()));
-    put64(&[modules, COMMAND_LINE.get(), rsdp.get(), memory_map, e820.len() as u64]);
-    // The module has no command line of its own.
-    put64(&[ramdisk, ramdisk_len, 0, 0]);
+    put64(&[list_or_none, COMMAND_LINE.get(), rsdp.get(), memory_map, e820.len() as u64]);
+    for (at, module) in modules {
+        let text = if module.bootargs.is_empty() { 0 } else { text_at };
+        put64(&[*at, module.image.len() as u64, text, 0]);
+        if text != 0 {
+            text_at = text_at.saturating_add(module.bootargs.len() as u64).saturating_add(1);
+        }
+    }
     for entry in e820 {
         put64(&[entry.base.get(), entry.len, u64::from(entry.kind as u32)]);
+    }
+    for (_, module) in modules.iter().filter(|(_, module)| !module.bootargs.is_empty()) {
+        info.extend(module.bootargs.bytes().chain([0]));
     }
     info
 }
@@ -253,6 +217,7 @@ mod tests {
     use super::*;
     use crate::boot::testing::{bytes, machine};
     use alloc::vec;
+    use elf::abi::{EM_X86_64, PT_LOAD};
 
     const MIB: u64 = 1 << 20;
     const RSDP: GuestPhys = GuestPhys::new(0xe_0000);
@@ -329,6 +294,35 @@ mod tests {
     }
 
     #[test]
+    fn modules_follow_the_ramdisk_with_their_command_lines() {
+        let (memory, map) = machine(4 * MIB);
+        let modules = [
+            Module { image: b"first", bootargs: "one 1" },
+            Module { image: &[3; 4096], bootargs: "" },
+            Module { image: b"", bootargs: "empty" },
+        ];
+        let images = Images { kernel: &good(), ramdisk: Some(b"disk"), modules: &modules, bootargs: "" };
+        let info = load(&memory, &map, &images, RSDP).unwrap().registers.get(Gpr::Rbx);
+        let u64_at = |at| memory.read_u64(GuestPhys::new(at)).unwrap();
+        assert_eq!(memory.read_u32(GuestPhys::new(info + 12)), Ok(4));
+        let list = u64_at(info + 16);
+        let found: Vec<_> = (0..4)
+            .map(|number| {
+                let [at, len, text] = [0, 8, 16].map(|offset| u64_at(list + 32 * number + offset));
+                (bytes(&memory, at, len as usize), if text == 0 { vec![] } else { bytes(&memory, text, 6) })
+            })
+            .collect();
+        let expected: [(&[u8], &[u8]); 4] =
+            [(b"disk", b""), (b"first", b"one 1\0"), (&[3; 4096], b""), (b"", b"empty\0")];
+        assert_eq!(found, expected.map(|(image, text)| (image.to_vec(), text.to_vec())));
+        assert_eq!(u64_at(u64_at(info + 40)), 0, "the memory map is where it says");
+
+        let long = "x".repeat(START_INFO_MAX);
+        let images = Images { modules: &[Module { image: b"", bootargs: &long }], ..images };
+        assert!(matches!(load(&memory, &map, &images, RSDP), Err(PvhError::StartInfoTooLong(_))));
+    }
+
+    #[test]
     fn errors_say_what_was_found_and_expected() {
         let error = |image: &[u8]| alloc::format!("{}", start(image, None).err().unwrap());
         assert!(error(b"MZ").contains("not a whole ELF file"));
@@ -345,11 +339,11 @@ mod tests {
         low[64 + 56 + 24 + 2] = 8;
         assert_eq!(
             error(&low),
-            "the ELF file loads 4096 bytes to 0x80000, expected memory from 0x100000 to 0x400000"
+            "the kernel file loads 4096 bytes to 0x80000, expected memory from 0x100000 to 0x400000"
         );
         assert_eq!(
             alloc::format!("{}", start(&good(), Some(&vec![1; 3 << 20])).err().unwrap()),
-            "the ramdisk has 3145728 bytes, and the guest has 2093056 above its kernel and below 2 GiB"
+            "a ramdisk or module has 3145728 bytes, and the guest has 2093056 left above its kernel and below 2 GiB"
         );
     }
 

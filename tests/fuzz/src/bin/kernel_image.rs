@@ -3,7 +3,8 @@
 #![no_main]
 
 use std::sync::LazyLock;
-use vmm_core::boot::{Images, MemoryMap, linux, linux16, pvh};
+use vmm_core::boot::multiboot::{self, Version};
+use vmm_core::boot::{Images, MemoryMap, Module, linux, linux16, pvh};
 use vmm_core::memory::{GuestMemory, GuestPhys, HeapBlock, Region};
 
 const SIZE: usize = 8 << 20;
@@ -23,6 +24,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         linux::load(&MEMORY, &map, &images, RSDP, false).ok(),
         linux16::load(&MEMORY, &map, &images).ok(),
         pvh::load(&MEMORY, &map, &images, RSDP).ok(),
+        multiboot::load(Version::One, &MEMORY, &map, &images, RSDP).ok(),
+        multiboot::load(Version::Two, &MEMORY, &map, &images, RSDP).ok(),
     ];
     for state in states.into_iter().flatten() {
         assert!(state.registers.rip < SIZE as u64, "entry {:#x}", state.registers.rip);
