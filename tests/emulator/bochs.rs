@@ -1,4 +1,4 @@
-//! The same monitor in Bochs: CPUs that QEMU cannot be, and files that no flash holds.
+//! The same monitor in Bochs: Linux and refusals on CPUs that QEMU cannot be, and files that no flash holds.
 
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use crate::bad_input::{said, stays};
 use crate::console::{PROMPT, USERSPACE, command};
 use crate::lab::{Lab, read};
 use crate::manifest::{Guest, manifest};
-use crate::tiny_guests;
 
 /// Wall time until Linux has booted: Bochs executes a hundred million instructions a second, or half of that where
 /// two tests share a core.
@@ -20,7 +19,7 @@ const BOOT: Duration = Duration::from_secs(600);
 const SOON: Duration = Duration::from_secs(120);
 
 /// The CPU models that run guests: AMD-V, and VT-x from the first that has unrestricted guests on.
-const MODELS: [&str; 5] =
+pub const MODELS: [&str; 5] =
     ["ryzen", "corei7_skylake_x", "tigerlake", "corei7_haswell_4770", "corei7_sandy_bridge_2600k"];
 /// The one that boots Linux in the short suite.
 const LINUX: &str = "corei7_skylake_x";
@@ -33,17 +32,12 @@ const REFUSED: [(&str, &str); 2] = [
 /// What this kernel says of such CPUs, on bare hardware too: Bochs brings no newer microcode.
 const OLD_MICROCODE: [&str; 2] = ["Speculative Return Stack Overflow", "RETBleed"];
 
-/// The tests: every tiny guest on every model, and what only Bochs can show.
-pub fn cases(tiny: &[String]) -> Vec<Case<Lab>> {
+/// What only Bochs can show; the tiny guests run there too, by [`crate::guest_suite`].
+pub fn cases() -> Vec<Case<Lab>> {
     let mut cases = vec![Case::new("emulator/bochs/memory-files", files_in_memory)];
     for model in MODELS {
         let linux = Case::new(format!("emulator/bochs/{model}/linux"), move |lab: &Lab| linux(lab, model));
         cases.push(if model == LINUX { linux } else { linux.long() });
-        for name in tiny {
-            let guest = name.clone();
-            let passes = move |lab: &Lab| tiny_guests::passes(lab, Emulator::Bochs, model, &guest);
-            cases.push(Case::new(format!("emulator/bochs/{model}/{name}"), passes));
-        }
     }
     for (model, words) in REFUSED {
         let refused = move |lab: &Lab| refused(lab, model, words);
@@ -91,7 +85,7 @@ fn files_in_memory(lab: &Lab) -> Result<Outcome> {
     image.resize(BEFORE + SIZE, 0);
     variant.write("test.ram", &image)?;
 
-    let named = |node, kernel| Guest { node, ..Guest::tiny(kernel) };
+    let named = Guest::tiny;
     variant.manifest(&manifest(&[
         named("nowhere", "memory:0xc0000000+0x1000"),
         named("tables", "memory:0xf6000+0x1000"),

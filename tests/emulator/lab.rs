@@ -10,7 +10,7 @@ use xtask::guests;
 use xtask::machine::{Emulator, Firmware, Machine, Spec};
 use xtask::project::Project;
 use xtask::ram_files;
-use xtask::rom::MANIFEST;
+use xtask::rom::{MANIFEST, Recipe};
 use xtask::run;
 
 /// The board that tests emulate.
@@ -64,6 +64,17 @@ impl Lab {
     /// The example guest's kernel.
     pub fn kernel(&self) -> Result<Vec<u8>> {
         read(&guests::cloud_kernel(&self.project)?)
+    }
+
+    /// A ROM for an emulator with this manifest, and none of the files that it names, for one test to fill.
+    pub fn unfilled(&self, emulator: Emulator, test: &str, manifest: &str) -> Result<Variant> {
+        let dir = self.project.build(&format!("tests/{test}"))?;
+        // Its name is also that of the compiled manifest, and several tests may do this at once.
+        let (source, rom) = (dir.join("guests.dts"), dir.join(format!("{test}.rom")));
+        fs::write(&source, manifest).map_err(|e| Error::file("write", &source, &e))?;
+        Recipe { manifest: Some(source), ..Recipe::example(emulator.board()) }
+            .compose(&self.project, &rom)?;
+        Ok(Variant { emulator, cbfs: Cbfs::open(&rom)?, dir, rom })
     }
 
     /// A copy of an emulator's example ROM for one test to change.

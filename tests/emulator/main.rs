@@ -11,23 +11,20 @@ mod boot;
 mod boot_protocols;
 mod cores;
 mod figures;
+mod guest_suite;
 mod other_guests;
 mod quiet;
 mod stage;
 mod time;
-mod tiny_guests;
 
 use std::process::ExitCode;
 
 use lab::Lab;
 use xtask::error::Result;
-use xtask::guests;
-use xtask::machine::Emulator;
-use xtask::project::Project;
 use xtask::suite::{Case, Selection, run_cases};
 
 /// Every test. The name is what filters see; the longest are first, so that two at a time end together.
-fn cases() -> Result<Vec<Case<Lab>>> {
+fn cases(selection: &Selection) -> Vec<Case<Lab>> {
     let mut cases = vec![
         Case::new("emulator/memtest86+", other_guests::memtest),
         Case::new("emulator/quiet-dmesg", quiet::dmesg_is_as_on_bare_hardware),
@@ -59,17 +56,9 @@ fn cases() -> Result<Vec<Case<Lab>>> {
         Case::new("emulator/sleep", time::sleep_takes_its_time).alone(),
         Case::new("emulator/idle", time::idle_guest_halts_the_host).alone(),
     ];
-    let tiny = guests::tiny_names(&Project::find()?)?;
-    cases.extend(bochs::cases(&tiny));
-    for name in tiny {
-        let case = Case::new(format!("emulator/guest/{name}"), {
-            let name = name.clone();
-            move |lab: &Lab| tiny_guests::passes(lab, Emulator::Qemu, Emulator::Qemu.cpu(), &name)
-        });
-        // These compare clocks.
-        cases.push(if ["timers", "exit-cost"].contains(&name.as_str()) { case.alone() } else { case });
-    }
-    Ok(cases)
+    cases.extend(bochs::cases());
+    cases.extend(guest_suite::cases(selection));
+    cases
 }
 
 fn main() -> ExitCode {
@@ -92,7 +81,7 @@ fn main() -> ExitCode {
 }
 
 fn run(selection: &Selection, list: bool) -> Result<ExitCode> {
-    let cases = cases()?;
+    let cases = cases(selection);
     if list {
         cases.iter().for_each(|case| println!("{}", case.name));
         return Ok(ExitCode::SUCCESS);

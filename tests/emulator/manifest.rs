@@ -1,31 +1,31 @@
 //! Manifests of the tests' own, as device-tree source.
 
 /// A guest node. What a test does not say is as in the example.
-#[derive(Debug, Clone)]
-pub struct Guest {
+#[derive(Debug, Clone, Copy)]
+pub struct Guest<'a> {
     /// The node's name.
-    pub node: &'static str,
+    pub node: &'a str,
     /// The guest's name, where it is not the node's.
-    pub label: Option<&'static str>,
+    pub label: Option<&'a str>,
     /// The `memory` property's value in source.
-    pub memory: &'static str,
+    pub memory: &'a str,
     /// The `kernel` property.
-    pub kernel: &'static str,
+    pub kernel: &'a str,
     /// The `ramdisk` property, if there is one.
-    pub ramdisk: Option<&'static str>,
+    pub ramdisk: Option<&'a str>,
     /// The `bootargs` property.
-    pub bootargs: &'static str,
+    pub bootargs: &'a str,
     /// The `boot` property.
-    pub boot: &'static str,
+    pub boot: &'a str,
     /// Whether the debug port's output is logged.
     pub debug_port: bool,
     /// Further properties and nodes, in source.
     pub properties: &'static str,
 }
 
-impl Guest {
+impl<'a> Guest<'a> {
     /// The example kernel without an initramfs, in 64 MiB.
-    pub const fn new(node: &'static str) -> Self {
+    pub const fn new(node: &'a str) -> Self {
         Self {
             node,
             label: None,
@@ -39,14 +39,14 @@ impl Guest {
         }
     }
 
-    /// A tiny guest, which prints to the debug port.
-    pub const fn tiny(kernel: &'static str) -> Self {
-        Self { kernel, bootargs: "", boot: "pvh", debug_port: true, ..Self::new("tiny") }
+    /// A tiny guest in 16 MiB, which prints to the debug port.
+    pub const fn tiny(node: &'a str, kernel: &'a str) -> Self {
+        Self { kernel, memory: "<0x4000>", bootargs: "", boot: "pvh", debug_port: true, ..Self::new(node) }
     }
 }
 
 /// The example guest, by the name `good`.
-pub const fn good() -> Guest {
+pub const fn good() -> Guest<'static> {
     Guest { memory: "<0x0 0x40000>", ramdisk: Some("cbfs:guests/debian/initramfs"), ..Guest::new("good") }
 }
 

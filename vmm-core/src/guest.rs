@@ -481,7 +481,7 @@ pub struct ExitCounts {
 }
 
 impl ExitCounts {
-    const NAMES: [&str; 16] = [
+    const NAMES: [&str; 17] = [
         "cpuid",
         "rdmsr",
         "wrmsr",
@@ -498,6 +498,7 @@ impl ExitCounts {
         "interrupt window",
         "triple fault",
         "failed",
+        "cr8",
     ];
 
     /// Counts one.
@@ -520,6 +521,7 @@ impl ExitCounts {
             Exit::InterruptWindow => 13,
             Exit::TripleFault => 14,
             Exit::Failed(_) => 15,
+            Exit::WriteTaskPriority => 16,
         };
         if let Some(count) = self.counts.get_mut(slot) {
             *count = count.wrapping_add(1);

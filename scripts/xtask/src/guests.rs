@@ -106,6 +106,23 @@ pub fn tiny(project: &Project, name: &str) -> Result<PathBuf> {
     Ok(toolchain.target_dir().join(TARGET).join("release").join(name))
 }
 
+/// Builds all tiny test guests, without what only debuggers read, and gives their names and files.
+///
+/// # Errors
+/// There is no compiler, or it finds fault.
+pub fn tiny_all(project: &Project) -> Result<Vec<(String, PathBuf)>> {
+    let toolchain = Toolchain::freestanding(project)?;
+    let mut cargo = toolchain.cargo_freestanding(project, "build");
+    command::output(cargo.args(["--quiet", "--release", "-p", "test-guests", "--bins"]))?;
+    let (built, dir) = (toolchain.target_dir().join(TARGET).join("release"), project.build("guests/tiny")?);
+    let strip = |name: String| {
+        let file = dir.join(&name);
+        command::output(command::command("strip").arg("-o").arg(&file).arg(built.join(&name)))?;
+        Ok((name, file))
+    };
+    tiny_names(project)?.into_iter().map(strip).collect()
+}
+
 fn kernel(project: &Project, package: &str) -> Result<PathBuf> {
     let tree = packages::unpack(package, true, &project.build(&format!("guests/{package}"))?)?;
     let boot = tree.join("boot");

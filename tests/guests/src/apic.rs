@@ -15,11 +15,19 @@ pub mod register {
     pub const ID: u32 = 0x20;
     pub const VERSION: u32 = 0x30;
     pub const TASK_PRIORITY: u32 = 0x80;
+    pub const PROCESSOR_PRIORITY: u32 = 0xa0;
     pub const END_OF_INTERRUPT: u32 = 0xb0;
     pub const SPURIOUS: u32 = 0xf0;
+    pub const IN_SERVICE: u32 = 0x100;
+    pub const TRIGGER_MODE: u32 = 0x180;
+    pub const REQUESTED: u32 = 0x200;
+    pub const ERROR_STATUS: u32 = 0x280;
     pub const COMMAND_LOW: u32 = 0x300;
     pub const COMMAND_HIGH: u32 = 0x310;
     pub const TIMER: u32 = 0x320;
+    pub const LINT0: u32 = 0x350;
+    pub const LINT1: u32 = 0x360;
+    pub const ERROR: u32 = 0x370;
     pub const INITIAL_COUNT: u32 = 0x380;
     pub const CURRENT_COUNT: u32 = 0x390;
     pub const DIVIDE: u32 = 0x3e0;
@@ -74,7 +82,34 @@ pub fn enable_x2apic() {
     X2APIC.store(true, Relaxed);
 }
 
-pub(crate) fn end_of_interrupt() {
+/// Interrupt command: to this CPU alone.
+const TO_SELF: u32 = 1 << 18;
+/// Interrupt command, local vector table: a non-maskable interrupt.
+pub const NMI: u32 = 4 << 8;
+/// Local vector table: the 8259 pair names the vector.
+pub const EXTERNAL: u32 = 7 << 8;
+
+/// Sends this CPU an interrupt.
+#[inline(always)]
+pub fn send_self(vector: u8) {
+    write(register::COMMAND_LOW, TO_SELF | u32::from(vector));
+}
+
+/// Sends the CPU with APIC ID 0 a non-maskable interrupt: the short way to oneself is for interrupts with a
+/// vector only (SDM table 11-3).
+#[inline(always)]
+pub fn send_self_nmi() {
+    write(register::COMMAND_HIGH, 0);
+    write(register::COMMAND_LOW, NMI);
+}
+
+/// Whether the 256-bit register that begins at `register` holds `vector`.
+pub fn holds(register: u32, vector: u8) -> bool {
+    read(register + u32::from(vector / 32) * 16) >> (vector % 32) & 1 != 0
+}
+
+/// Ends the interrupt in service.
+pub fn end_of_interrupt() {
     write(register::END_OF_INTERRUPT, 0);
 }
 

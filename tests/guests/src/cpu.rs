@@ -41,6 +41,21 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     __cpuid_count(leaf, subleaf)
 }
 
+/// Whether the CPU says that Intel made it.
+pub fn is_intel() -> bool {
+    cpuid(0, 0).ebx == u32::from_le_bytes(*b"Genu")
+}
+
+/// Whether the CPU is one of QEMU's, which can do less than the manuals say.
+pub fn is_tcg() -> bool {
+    cpuid(0x8000_0002, 0).eax == u32::from_le_bytes(*b"QEMU")
+}
+
+/// Whether this is QEMU's own emulation with nothing between: its devices know less than the monitor's.
+pub fn is_bare_tcg() -> bool {
+    cpuid(0x4000_0000, 0).ebx == u32::from_le_bytes(*b"TCGT")
+}
+
 /// RDTSC.
 #[inline(always)]
 pub fn tsc() -> u64 {
@@ -70,11 +85,75 @@ pub fn write_msr(index: u32, value: u64) {
     }
 }
 
-/// CR2, the address of the last page fault.
-pub fn cr2() -> u64 {
+macro_rules! moves {
+    ($($read:ident, $write:ident, $name:literal;)*) => {$(
+        #[doc = concat!("Reads ", $name, ".")]
+        #[inline(always)]
+        pub fn $read() -> u64 {
+            let value;
+            // SAFETY: ring 0.
+            unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) }
+            value
+        }
+
+        #[doc = concat!("Writes ", $name, "; what it refuses faults, and `catch` sees it.")]
+        #[inline(always)]
+        pub fn $write(value: u64) {
+            // SAFETY: ring 0; the guest knows what it does to itself.
+            unsafe { asm!(concat!("mov ", $name, ", {}"), in(reg) value, options(nostack, preserves_flags)) }
+        }
+    )*};
+}
+
+moves! {
+    cr0, set_cr0, "cr0";
+    cr2, set_cr2, "cr2";
+    cr3, set_cr3, "cr3";
+    cr4, set_cr4, "cr4";
+    cr8, set_cr8, "cr8";
+    dr0, set_dr0, "dr0";
+    dr1, set_dr1, "dr1";
+    dr2, set_dr2, "dr2";
+    dr3, set_dr3, "dr3";
+    dr6, set_dr6, "dr6";
+    dr7, set_dr7, "dr7";
+}
+
+/// RDTSCP: the counter and TSC_AUX.
+#[inline(always)]
+pub fn tsc_and_aux() -> (u64, u32) {
+    let (low, high, aux): (u32, u32, u32);
+    // SAFETY: callers ask CPUID first.
+    unsafe {
+        asm!("rdtscp", out("eax") low, out("edx") high, out("ecx") aux, options(nomem, nostack, preserves_flags));
+    }
+    (u64::from(high) << 32 | u64::from(low), aux)
+}
+
+/// XGETBV of XCR0; CR4.OSXSAVE must be set.
+pub fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: faults without CR4.OSXSAVE, no more.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// XSETBV of the register with this index.
+pub fn set_xcr(index: u32, value: u64) {
+    // SAFETY: faults on what the CPU refuses, no more: the runtime uses no extended state.
+    unsafe {
+        asm!("xsetbv", in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// RFLAGS.
+pub fn flags() -> u64 {
     let value;
-    // SAFETY: ring 0.
-    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) }
+    // SAFETY: the stack is balanced.
+    unsafe { asm!("pushfq", "pop {}", out(reg) value, options(preserves_flags)) }
     value
 }
 
@@ -90,18 +169,27 @@ pub fn disable_interrupts() {
     unsafe { asm!("cli", options(nostack)) }
 }
 
+/// Takes the interrupts that wait, and those on their way.
+#[inline(always)]
+pub fn take_interrupts() {
+    enable_interrupts();
+    work();
+    disable_interrupts();
+}
+
+/// Some work that causes no exit: time enough for an interrupt that is on its way.
+#[inline(always)]
+pub fn work() {
+    for round in 0..1000 {
+        core::hint::black_box(round);
+    }
+}
+
 /// STI and HLT with nothing between, then CLI: waits for one interrupt that may already be pending.
 #[inline(always)]
 pub fn wait_for_interrupt() {
     // SAFETY: as for `enable_interrupts`.
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
-}
-
-/// Takes the interrupts that wait.
-pub fn take_interrupts() {
-    // After STI one more instruction comes first.
-    // SAFETY: as for `enable_interrupts`.
-    unsafe { asm!("sti", "nop", "nop", "cli", options(nostack)) }
 }
 
 /// CLI and HLT: nothing follows but a reset or the power switch.

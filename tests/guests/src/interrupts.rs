@@ -1,5 +1,7 @@
 //! Exceptions and interrupts: one table, every vector counted, and faults that can be caught.
 
+use crate::descriptors::selector;
+use crate::memory::{self, LARGE_PAGE};
 use crate::{apic, cpu};
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -102,17 +104,37 @@ static RECOVERY: AtomicU64 = AtomicU64::new(0);
 static COUNTS: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
 static FAULT: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
-/// What the stubs leave on the stack.
+/// What was interrupted, as the stubs leave it on the stack. What a handler changes becomes true on return.
 #[repr(C)]
-struct Frame {
-    registers: [u64; 15],
-    vector: u64,
-    error_code: u64,
-    rip: u64,
-    cs: u64,
-    rflags: u64,
-    rsp: u64,
-    ss: u64,
+#[derive(Debug)]
+pub struct Frame {
+    /// R15 first, down to RAX.
+    pub registers: [u64; 15],
+    /// The exception or interrupt.
+    pub vector: u64,
+    /// Zero where the vector has none.
+    pub error_code: u64,
+    /// Where it goes on.
+    pub rip: u64,
+    /// In which code segment.
+    pub cs: u64,
+    /// With which flags.
+    pub rflags: u64,
+    /// On which stack.
+    pub rsp: u64,
+    /// In which stack segment.
+    pub ss: u64,
+}
+
+/// What a vector does instead of being counted and acknowledged.
+pub type Handler = fn(&mut Frame);
+
+static mut HANDLERS: [Option<Handler>; 256] = [None; 256];
+
+/// Has `handler` serve `vector` from now on; an interrupt's handler ends it at its controller itself.
+pub fn handle(vector: u8, handler: Handler) {
+    // SAFETY: one CPU, and no reference to the table is ever held.
+    unsafe { HANDLERS[usize::from(vector)] = Some(handler) }
 }
 
 /// An exception that was caught.
@@ -131,7 +153,11 @@ pub struct Fault {
 extern "C" fn dispatch(frame: &mut Frame) {
     let vector = frame.vector as u8;
     COUNTS[usize::from(vector)].fetch_add(1, Relaxed);
-    if vector >= 32 {
+    // SAFETY: one CPU; the entry is copied.
+    if let Some(handler) = unsafe { HANDLERS[usize::from(vector)] } {
+        return handler(frame);
+    }
+    if vector >= 32 && vector != USER_RETURN {
         if vector != apic::SPURIOUS_VECTOR {
             apic::end_of_interrupt();
         }
@@ -146,8 +172,21 @@ extern "C" fn dispatch(frame: &mut Frame) {
     for (slot, value) in FAULT.iter().zip([frame.vector, frame.error_code, frame.rip, cr2]) {
         slot.store(value, Relaxed);
     }
-    frame.rip = &raw const recover as u64;
-    frame.rsp = recovery;
+    // Whoever it was, `catch` goes on as the kernel, without its single steps.
+    (frame.rip, frame.rsp) = (&raw const recover as u64, recovery);
+    (frame.cs, frame.ss) = (selector::CODE.into(), selector::DATA.into());
+    frame.rflags &= !(flag::TF | flag::NT | flag::RF | flag::AC | flag::IOPL);
+}
+
+/// RFLAGS bits that guests play with (SDM 3.4.3).
+#[expect(missing_docs, reason = "the names are the flags'")]
+pub mod flag {
+    pub const TF: u64 = 1 << 8;
+    pub const IF: u64 = 1 << 9;
+    pub const IOPL: u64 = 3 << 12;
+    pub const NT: u64 = 1 << 14;
+    pub const RF: u64 = 1 << 16;
+    pub const AC: u64 = 1 << 18;
 }
 
 /// Runs `function` and gives the exception that ended it, if one did. What it holds is then never dropped.
@@ -163,6 +202,55 @@ pub fn catch<F: FnOnce()>(function: F) -> Option<Fault> {
     let faulted = unsafe { try_call(call::<F>, (&raw mut function).cast()) };
     let [vector, error_code, rip, cr2] = FAULT.each_ref().map(|slot| slot.load(Relaxed));
     (faulted != 0).then_some(Fault { vector: vector as u8, error_code, rip, cr2 })
+}
+
+/// By this software interrupt user code says that it is done.
+const USER_RETURN: u8 = 0x80;
+
+global_asm!(
+    r#"
+    .section .text
+    // enter_user(function, stack, flags)
+enter_user:
+    pushq ${data}
+    pushq %rsi
+    orq $2, %rdx
+    pushq %rdx
+    pushq ${code}
+    leaq 2f(%rip), %rax
+    pushq %rax
+    iretq
+2:  call *%rdi
+    int ${done}
+    ud2
+    "#,
+    data = const selector::USER_DATA,
+    code = const selector::USER_CODE,
+    done = const USER_RETURN,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    fn enter_user(function: extern "C" fn(), stack: u64, flags: u64);
+}
+
+#[repr(C, align(16))]
+struct UserStack([u8; 16384]);
+
+static mut USER_STACK: UserStack = UserStack([0; 16384]);
+
+/// Runs `function` at privilege level 3 with these flags beside the fixed one, and gives the exception that
+/// ended it, if one did. All of the first 4 MiB becomes the user's for good.
+pub fn run_user(flags: u64, function: extern "C" fn()) -> Option<Fault> {
+    for page in [0, LARGE_PAGE] {
+        memory::allow_user(page);
+    }
+    let fault = catch(move || {
+        let top = &raw const USER_STACK as u64 + size_of::<UserStack>() as u64;
+        // SAFETY: the stack is the user's alone; it comes back through `catch`.
+        unsafe { enter_user(function, top, flags) }
+    });
+    fault.filter(|fault| fault.vector != USER_RETURN)
 }
 
 /// How often `vector` was delivered.
@@ -186,17 +274,52 @@ struct Pointer {
     base: u64,
 }
 
+/// What kind of gate leads to a handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateKind {
+    /// Interrupts are off in the handler.
+    Interrupt,
+    /// Interrupts stay as they are.
+    Trap,
+    /// Interrupts are off, and INT n of privilege level 3 may use it.
+    User,
+    /// Interrupts are off, and the handler runs on the second stack of the task-state segment.
+    OwnStack,
+    /// Not present: #NP.
+    Absent,
+}
+
+/// Changes the gate of `vector`.
+pub fn set_gate(vector: u8, kind: GateKind) {
+    let bits: u64 = match kind {
+        GateKind::Interrupt => 0x8e00,
+        GateKind::Trap => 0x8f00,
+        GateKind::User => 0xee00,
+        GateKind::OwnStack => 0x8e01,
+        GateKind::Absent => 0x0e00,
+    };
+    let stub = &raw const vector_stubs as u64 + u64::from(vector) * 16;
+    let low = stub & 0xffff | bits << 32 | u64::from(selector::CODE) << 16 | (stub & 0xffff_0000) << 32;
+    // SAFETY: one CPU, and the table is only the hardware's to read.
+    unsafe { TABLE[usize::from(vector)] = Gate { low, high: stub >> 32 } };
+}
+
+/// The error codes for the gate of `vector`: the manual's, and QEMU 7.2's in long mode.
+pub const fn gate_error(vector: u8) -> [u64; 2] {
+    const GATE: u64 = 1 << 1;
+    [(vector as u64) << 3 | GATE, (vector as u64) << 4 | GATE]
+}
+
 /// Loads the interrupt table.
 pub(crate) fn install() {
-    /// Present, 64-bit interrupt gate, the code segment.
-    const KIND: u64 = 0x8e00 << 32 | 8 << 16;
-    let table = core::array::from_fn(|vector| {
-        let stub = &raw const vector_stubs as u64 + vector as u64 * 16;
-        Gate { low: stub & 0xffff | KIND | (stub & 0xffff_0000) << 32, high: stub >> 32 }
-    });
-    // SAFETY: one CPU, and the table is not in use yet.
-    unsafe { TABLE = table };
-    let pointer = Pointer { limit: 0xfff, base: &raw const TABLE as u64 };
-    // SAFETY: the table is complete and stays.
+    (0..=255).for_each(|vector| set_gate(vector, GateKind::Interrupt));
+    set_gate(USER_RETURN, GateKind::User);
+    load(&raw const TABLE as u64, 0xfff);
+}
+
+/// Loads an interrupt table that lies at `base`.
+pub fn load(base: u64, limit: u16) {
+    let pointer = Pointer { limit, base };
+    // SAFETY: what is wrong with the table is the guest's own wish.
     unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(nostack, preserves_flags)) }
 }

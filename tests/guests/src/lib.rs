@@ -19,6 +19,7 @@
 mod acpi;
 pub mod apic;
 pub mod cpu;
+pub mod descriptors;
 mod entry;
 pub mod interrupts;
 pub mod io_apic;
@@ -64,6 +65,7 @@ macro_rules! println {
 pub fn run(name: &'static str, told: u64, loader: u32, main: fn(&Machine)) -> ! {
     // SAFETY: one CPU, and nobody else writes it.
     unsafe { GUEST = name };
+    descriptors::install();
     interrupts::install();
     // SAFETY: the entry passes on what it got from the loader.
     let machine = unsafe { Machine::from_loader(told, loader) };

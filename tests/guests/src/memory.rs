@@ -4,6 +4,7 @@ use core::arch::asm;
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Page-table entry bit: nothing may be executed.
@@ -87,9 +88,41 @@ pub fn unmap(address: u64) {
     set_large_page(address, 0);
 }
 
+/// Lets privilege level 3 use the 2 MiB page that holds `address`, as it is mapped.
+pub fn allow_user(address: u64) {
+    let root = &raw const root_table as u64;
+    let pointers = entry(root, address, 3);
+    let directory = entry(table_below(pointers), address, 2);
+    for entry in [pointers, directory, large_entry(address)] {
+        write(entry, read::<u64>(entry) | USER);
+    }
+    flush(address);
+}
+
+/// Maps the 2 MiB page that holds `address` to the one that holds `physical`, writable.
+pub fn map_to(address: u64, physical: u64) {
+    write(large_entry(address), physical & !(LARGE_PAGE - 1) | PRESENT | WRITABLE | LARGE);
+    flush(address);
+}
+
+/// Does the same with `flags` beside, and leaves the old translation where the CPU may still have it.
+pub fn map_to_quietly(address: u64, physical: u64, flags: u64) {
+    write(large_entry(address), physical & !(LARGE_PAGE - 1) | flags | PRESENT | WRITABLE | LARGE);
+}
+
+/// Where the root of the page tables lies: CR3.
+pub fn root() -> u64 {
+    &raw const root_table as u64
+}
+
+/// Drops the translation of `address`.
+fn flush(address: u64) {
+    // SAFETY: drops a translation, nothing more.
+    unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) }
+}
+
 fn set_large_page(address: u64, flags: u64) {
     let page = address & !(LARGE_PAGE - 1);
     write(large_entry(address), if flags == 0 { 0 } else { page | flags });
-    // SAFETY: drops a translation, nothing more.
-    unsafe { asm!("invlpg [{}]", in(reg) page, options(nostack, preserves_flags)) }
+    flush(page);
 }

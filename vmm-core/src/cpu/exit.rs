@@ -109,6 +109,8 @@ impl fmt::Display for Event {
 }
 
 impl Event {
+    /// #DB, debug; the caller sets DR6.
+    pub const DEBUG: Self = Self::Exception { vector: 1, error_code: None };
     /// #UD, invalid opcode.
     pub const INVALID_OPCODE: Self = Self::Exception { vector: 6, error_code: None };
     /// #SS(0), stack fault.
@@ -138,6 +140,8 @@ pub enum Exit {
     Halt,
     /// PAUSE, where the CPU counts them.
     Pause,
+    /// MOV to CR8, where the backend must catch it.
+    WriteTaskPriority,
     /// XSETBV of EDX:EAX to the register in ECX.
     Xsetbv,
     /// WBINVD or INVD.

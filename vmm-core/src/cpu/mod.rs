@@ -94,7 +94,7 @@ pub trait VirtualCpu: CpuView + Send {
     /// Whether a non-maskable interrupt injected now would be taken at once.
     fn accepts_nmi(&self) -> bool;
     /// Asks for [`Exit::InterruptWindow`] as soon as an interrupt of this priority class (vector >> 4) can be
-    /// taken, or takes the request back.
+    /// taken, or takes the request back. Class 16 is above every task priority.
     fn request_interrupt_window(&mut self, priority_class: Option<u8>);
     /// Asks for [`Exit::InterruptWindow`] once a non-maskable interrupt can be taken, which it cannot now.
     fn request_nmi_window(&mut self);

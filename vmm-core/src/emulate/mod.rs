@@ -126,6 +126,22 @@ pub fn emulate<C: CpuView + ?Sized, B: Bus + ?Sized>(
     }
 }
 
+/// What the MOV to CR8 at RIP writes, and where it ends. [`EmulateError::Changed`] when another instruction
+/// stands there now.
+pub fn task_priority_write(
+    cpu: &(impl CpuView + ?Sized),
+    memory: &GuestMemory,
+) -> Result<(u64, u64), EmulateError> {
+    let instruction = fetch::fetch_expected(cpu, memory, Kind::MovToControl)?;
+    match (instruction.destination, instruction.source) {
+        (Operand::Control(8), Operand::Register(source)) => {
+            let next_rip = fetch::past(cpu, u64::from(instruction.length));
+            Ok((cpu.registers().get(source) & instruction.width.mask(), next_rip))
+        }
+        _ => Err(EmulateError::Changed),
+    }
+}
+
 /// Does the port access of an exit: IN, OUT, INS or OUTS. Where it ends the hardware
 /// told the caller.
 #[inline]

@@ -110,12 +110,14 @@ impl<C: CpuView + ?Sized, B: Bus + ?Sized> Machine<'_, C, B> {
             return Ok(Progress::Done);
         }
         let mut bytes = 0_u64;
+        // A single step is one element (SDM 18.3.1.4).
+        let portion = if self.cpu.registers().rflags & rflags::TF == 0 { PORTION } else { 1 };
         loop {
             let left = self.pointer(Gpr::Rcx, strides.address_size);
             if left == 0 {
                 return Ok(Progress::Done);
             }
-            if bytes >= PORTION {
+            if bytes >= portion {
                 return Ok(Progress::Partial);
             }
             let go_on = element(self)?;

@@ -76,7 +76,7 @@ impl Vcpu {
         }
         if apic.external_pending() {
             // The 8259 pair has no priority among the local APIC's: it is taken whenever interrupts are.
-            waiting = Some(0xf);
+            waiting = Some(16);
         }
         drop(apic);
         if waiting.is_some() || self.window {
@@ -95,7 +95,14 @@ impl Vcpu {
         wakes
     }
 
-    /// CR8 and the task-priority register are one: shows the CPU what was written to the local APIC.
+    /// CR8 and the task-priority register are one: shows the local APIC what was written to CR8.
+    pub(super) fn note_task_priority(&mut self) {
+        if let Some(mut apic) = self.guest.apics.lock(self.index as usize) {
+            apic.set_task_priority_class(self.cpu.task_priority_class());
+        }
+    }
+
+    /// The other way round: shows the CPU what was written to the local APIC.
     pub(super) fn show_task_priority(&mut self) {
         if let Some(apic) = self.guest.apics.lock(self.index as usize) {
             self.cpu.set_task_priority_class(apic.task_priority() >> 4);

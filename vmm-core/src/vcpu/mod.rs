@@ -5,7 +5,9 @@ mod msr;
 
 use crate::chipset::layout::LOCAL_APIC_BYTES;
 use crate::chipset::{Chipset, LocalApic};
-use crate::cpu::{Core, Event, Exit, Gpr, MemoryAccess, PortAccess, VirtualCpu, Width, xcr0};
+use crate::cpu::{
+    Core, EntryFailure, Event, Exit, Gpr, MemoryAccess, PortAccess, VirtualCpu, Width, rflags, xcr0,
+};
 use crate::cpuid::{CpuidState, CpuidView};
 use crate::emulate::{self, Bus, EmulateError, Kind, Progress};
 use crate::guest::{End, ExitCounts, Guest, Unknown};
@@ -151,7 +153,8 @@ impl Vcpu {
                 Exit::Port(access) => self.port(&access),
                 Exit::Memory(access) => self.memory(&access),
                 Exit::Halt => {
-                    if self.skip(Kind::Hlt) && !self.has_interrupt() {
+                    // A single-step trap ends HLT as an interrupt does.
+                    if self.skip(Kind::Hlt) && !self.cpu.injection_pending() && !self.has_interrupt() {
                         self.halted = true;
                         return Left::Halted;
                     }
@@ -160,6 +163,7 @@ impl Vcpu {
                     self.skip(Kind::Pause);
                     return Left::Yielded;
                 }
+                Exit::WriteTaskPriority => self.write_task_priority(),
                 Exit::Xsetbv => self.xsetbv(),
                 // The guests' caches are the machine's, and coherent: none has anything of its own to flush.
                 Exit::CacheFlush => {
@@ -219,6 +223,15 @@ impl Vcpu {
         next_rip.map(|next_rip| self.cpu.complete_instruction(next_rip)).is_some()
     }
 
+    /// A string instruction has come as far as its registers say: interrupts, and a single-step trap, are taken
+    /// before it goes on.
+    fn pause_string(&mut self) {
+        let registers = self.cpu.registers();
+        if registers.rflags & rflags::TF != 0 {
+            self.cpu.complete_instruction(registers.rip);
+        }
+    }
+
     /// What could not be emulated is the guest's to deal with.
     fn refuse(&mut self, error: EmulateError) {
         let event = match error {
@@ -264,25 +277,43 @@ impl Vcpu {
                     (true, true) => Kind::Outs,
                 });
             }
-            // The registers say how far it came; interrupts are taken before it goes on.
-            Ok(Progress::Partial) => {}
+            Ok(Progress::Partial) => self.pause_string(),
             Err(error) => self.refuse(error),
         }
         self.deadline_moved = Chipset::moves_deadline(access.port, access.write);
     }
 
-    fn memory(&mut self, _access: &MemoryAccess) {
+    fn memory(&mut self, access: &MemoryAccess) {
+        if self.cpu.injection_pending() {
+            // No instruction touched it, but the CPU on the way to a handler: the stack or a table lies there.
+            return self.guest.end(End::Failed(EntryFailure {
+                code: access.address.get(),
+                reason: "an event was to be delivered through memory that is not there",
+            }));
+        }
+        self.note_task_priority();
         let now = self.guest.host().now();
         let mut bus = DeviceBus { guest: &self.guest, vcpu: self.index, now };
         match emulate::emulate(&mut *self.cpu, self.guest.memory(), &mut bus) {
             Ok(Some(next_rip)) => self.cpu.complete_instruction(next_rip),
-            // A long string instruction: interrupts are taken before it goes on.
-            Ok(None) => {}
+            Ok(None) => self.pause_string(),
             Err(error) => self.refuse(error),
         }
         self.show_task_priority();
         self.attention = true;
         self.deadline_moved = true;
+    }
+
+    fn write_task_priority(&mut self) {
+        match emulate::task_priority_write(&*self.cpu, self.guest.memory()) {
+            Ok((class @ 0..16, next_rip)) => {
+                self.cpu.set_task_priority_class(class as u8);
+                self.cpu.complete_instruction(next_rip);
+                self.attention = true;
+            }
+            Ok(_) => self.cpu.inject(Event::GENERAL_PROTECTION),
+            Err(error) => self.refuse(error),
+        }
     }
 
     /// XSETBV (SDM volume 2): XCR0 is the only register, and its bits come in groups.

@@ -102,6 +102,7 @@ impl Vcpu {
             MSR_APIC_BASE | MSR_TSC_DEADLINE | MSR_X2APIC..0x900 => {
                 let now = self.guest.host().now();
                 let mut apic = self.guest.apics.lock(self.index as usize).ok_or(GeneralProtection)?;
+                apic.set_task_priority_class(self.cpu.task_priority_class());
                 let effect = apic.write_msr(index, value, now).map_err(|_| GeneralProtection)?;
                 let class = apic.task_priority() >> 4;
                 self.apic_enabled = apic.is_enabled();

@@ -111,7 +111,8 @@ fn page_faults() {
 
 /// What the monitor answers, not the CPU.
 fn emulated_faults() {
-    if on_bare_tcg() {
+    // QEMU's own emulation reads unknown registers as zero and ignores writes, unlike any CPU.
+    if cpu::is_bare_tcg() {
         println!("exceptions: bare TCG knows every model-specific register");
     } else {
         unknown_registers();
@@ -124,11 +125,6 @@ fn emulated_faults() {
         INVALID_OPCODE,
         0,
     );
-}
-
-/// QEMU's own emulation reads unknown model-specific registers as zero and ignores writes, unlike any CPU.
-fn on_bare_tcg() -> bool {
-    cpu::cpuid(0x4000_0000, 0).ebx == u32::from_le_bytes(*b"TCGT")
 }
 
 fn unknown_registers() {

@@ -3,6 +3,7 @@
 mod core;
 mod enter;
 mod permissions;
+mod step;
 mod vcpu;
 mod vmcb;
 

@@ -3,7 +3,11 @@
 use super::core::{Core, SvmFeatures, address_of};
 use super::enter::enter;
 use super::permissions::PermissionMaps;
-use super::vmcb::{Vmcb, VmcbSegment, event, exit_code, intercept1, intercept2, virtual_interrupt};
+use super::step::Step;
+use super::vmcb::{
+    INTERCEPT_CR8_WRITE, Vmcb, VmcbSegment, event, exit_code, intercept_exception, intercept1, intercept2,
+    virtual_interrupt,
+};
 use crate::cpu::context::{Context, HostFeatures};
 use crate::cpu::state::PAT_AT_RESET;
 use crate::cpu::tags::{Flush, Tag};
@@ -49,6 +53,8 @@ pub struct Vcpu {
     asid: Tag,
     spec_ctrl: u64,
     nmi_blocking: NmiBlocking,
+    /// While a single instruction of the guest's is run, behind which an NMI waits.
+    step: Option<Step>,
     /// Where VMSAVE put the host's state, while attached.
     host: Option<HostPhys>,
     // The hardware reads these two as long as this CPU may run.
@@ -69,6 +75,7 @@ impl Vcpu {
             asid: Tag::default(),
             spec_ctrl: 0,
             nmi_blocking: NmiBlocking::None,
+            step: None,
             host: None,
             permissions: core.permissions(),
             tables,
@@ -82,7 +89,7 @@ impl Vcpu {
         vmcb.intercept_cr = 0;
         vmcb.intercept_dr = 0;
         // A machine check is the machine's, whoever runs when it strikes.
-        vmcb.intercept_exceptions = 1 << 18;
+        vmcb.intercept_exceptions = intercept_exception::MACHINE_CHECK;
         vmcb.intercept1 = intercept1::INTR
             | intercept1::NMI
             | intercept1::SMI
@@ -194,6 +201,18 @@ impl Vcpu {
             exit_code::VMMCALL => Exit::Hypercall,
             exit_code::SHUTDOWN => Exit::TripleFault,
             exit_code::MACHINE_CHECK => Exit::HostMachineCheck,
+            exit_code::DEBUG => {
+                self.vmcb.interrupt_shadow &= !1;
+                if let Some(step) = self.end_step() {
+                    if step.is_guests(self.vmcb.dr6) {
+                        self.inject(Event::DEBUG);
+                    } else {
+                        self.vmcb.dr6 = step.dr6;
+                    }
+                }
+                Exit::InterruptWindow
+            }
+            exit_code::CR8_WRITE => Exit::WriteTaskPriority,
             exit_code::RDPMC | exit_code::INVLPGA | exit_code::RDPRU => Exit::Undefined,
             exit_code::VMRUN..=exit_code::SKINIT | exit_code::MONITOR..=exit_code::MWAIT_ARMED => {
                 Exit::Undefined
@@ -207,6 +226,33 @@ impl Vcpu {
             }
             code => Exit::Failed(EntryFailure { code, reason: "an exit that was not asked for" }),
         }
+    }
+
+    /// Whether nothing but the shadow of STI or MOV SS keeps an interrupt away.
+    fn accepts_after_shadow(&self) -> bool {
+        let shadow = self.vmcb.interrupt_shadow & 1 != 0;
+        shadow && self.registers.rflags & rflags::IF != 0 && !self.injection_pending()
+    }
+
+    /// Has the guest run the instruction at RIP and no more, and then exit.
+    fn start_step(&mut self) {
+        if self.step.is_none() {
+            let flags = &mut self.registers.rflags;
+            self.step = Some(Step { rip: self.registers.rip, trap: *flags & rflags::TF, dr6: self.vmcb.dr6 });
+            *flags |= rflags::TF;
+            self.vmcb.intercept_exceptions |= intercept_exception::DEBUG;
+        }
+    }
+
+    /// Gives the guest its own trap flag back, unless the IRET that was run has loaded another.
+    fn end_step(&mut self) -> Option<Step> {
+        let step = self.step.take()?;
+        self.vmcb.intercept_exceptions &= !intercept_exception::DEBUG;
+        let loaded = self.nmi_blocking == NmiBlocking::IretAt(step.rip) && self.registers.rip != step.rip;
+        if !loaded {
+            self.registers.rflags = self.registers.rflags & !rflags::TF | step.trap;
+        }
+        Some(step)
     }
 
     /// EXITINFO1 of an I/O intercept (APM 15.10.2).
@@ -279,6 +325,7 @@ impl VirtualCpu for Vcpu {
         self.set_controls();
         self.registers = state.registers.clone();
         self.nmi_blocking = NmiBlocking::None;
+        self.step = None;
         self.spec_ctrl = 0;
         // The block is a new one: nothing cached under the old identifier belongs to it.
         self.asid = Tag::default();
@@ -326,6 +373,7 @@ impl VirtualCpu for Vcpu {
             self.vmcb.cr0 &= !CR0_CACHE_BITS;
         }
         self.store_registers();
+        let shadow = self.vmcb.interrupt_shadow & 1;
         let swaps_spec_ctrl = self.swaps_spec_ctrl();
         // SAFETY: this CPU is attached, so SVM is on and `host` holds this core's state; the VMCB, the maps
         // and the tables are owned by `self`. SPEC_CTRL exists where `swaps_spec_ctrl` says so.
@@ -338,12 +386,18 @@ impl VirtualCpu for Vcpu {
                 Msr::new(IA32_SPEC_CTRL).write(0);
             }
         }
+        let rip = self.registers.rip;
         self.fetch_registers();
+        if rip == self.registers.rip {
+            // QEMU 7.2 forgets the shadow when it enters a guest.
+            self.vmcb.interrupt_shadow |= shadow;
+        }
         self.vmcb.tlb_control = 0;
         self.vmcb.event_injection = 0;
         self.keep_interrupted_event();
+        let exit = self.decode_exit();
         self.note_nmi_progress();
-        self.decode_exit()
+        exit
     }
 
     fn next_rip(&self) -> Option<u64> {
@@ -356,17 +410,19 @@ impl VirtualCpu for Vcpu {
     }
 
     fn complete_instruction(&mut self, next_rip: u64) {
+        self.end_step();
         self.registers.rip = next_rip;
         self.registers.rflags &= !rflags::RF;
         self.vmcb.interrupt_shadow &= !1;
         if self.registers.rflags & rflags::TF != 0 && !self.injection_pending() {
             // Single step: DR6.BS, and the trap after the instruction (APM 13.1.3).
             self.vmcb.dr6 |= 1 << 14;
-            self.inject(Event::Exception { vector: 1, error_code: None });
+            self.inject(Event::DEBUG);
         }
     }
 
     fn inject(&mut self, event: Event) {
+        self.end_step();
         self.vmcb.event_injection = event::VALID
             | match event {
                 Event::Interrupt(vector) => event::INTERRUPT | u64::from(vector),
@@ -398,21 +454,39 @@ impl VirtualCpu for Vcpu {
             && !self.injection_pending()
     }
 
+    /// An interrupt that the task priority holds back waits for MOV to CR8, another for a virtual interrupt of
+    /// ours that is caught the moment it could be delivered. The hardware could compare priorities itself, but
+    /// QEMU 7.2 takes equal ones for enough, and ends with an assertion when MOV to CR8 lets such a one in: so
+    /// that is caught as long as anything waits.
     fn request_interrupt_window(&mut self, priority_class: Option<u8>) {
-        let word = &mut self.vmcb.virtual_interrupt;
-        *word &= !(virtual_interrupt::IRQ | virtual_interrupt::PRIORITY);
-        if let Some(class) = priority_class {
-            // A virtual interrupt that is caught the moment it could be delivered.
-            *word |= virtual_interrupt::IRQ | u64::from(class & 0xf) << virtual_interrupt::PRIORITY_SHIFT;
-            self.vmcb.intercept1 |= intercept1::VINTR;
+        use virtual_interrupt::{IGNORE_TPR, IRQ};
+        let task_priority = self.task_priority_class();
+        let vmcb = &mut *self.vmcb;
+        let deliverable = priority_class.is_some_and(|class| class > task_priority);
+        if deliverable && vmcb.interrupt_shadow & 1 == 0 {
+            vmcb.virtual_interrupt |= IRQ | IGNORE_TPR;
+            vmcb.intercept1 |= intercept1::VINTR;
         } else {
-            self.vmcb.intercept1 &= !intercept1::VINTR;
+            vmcb.virtual_interrupt &= !(IRQ | IGNORE_TPR);
+            vmcb.intercept1 &= !intercept1::VINTR;
+        }
+        if priority_class.is_some() {
+            vmcb.intercept_cr |= INTERCEPT_CR8_WRITE;
+        } else {
+            vmcb.intercept_cr &= !INTERCEPT_CR8_WRITE;
+        }
+        if deliverable && self.accepts_after_shadow() {
+            self.start_step();
         }
     }
 
-    /// The IRET that ends an NMI's handler is caught anyway, and a shadow lasts one instruction: by the next
-    /// exit, whatever its reason, it is over.
-    fn request_nmi_window(&mut self) {}
+    /// An IRET ends the blocking by an NMI's handler, and is caught; then, as behind STI and MOV SS, one
+    /// instruction is run. An event that waits goes in first: the next exit comes early enough.
+    fn request_nmi_window(&mut self) {
+        if self.nmi_blocking != NmiBlocking::UntilIret && !self.injection_pending() {
+            self.start_step();
+        }
+    }
 
     fn task_priority_class(&self) -> u8 {
         (self.vmcb.virtual_interrupt & virtual_interrupt::TPR) as u8

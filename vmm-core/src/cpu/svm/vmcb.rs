@@ -3,6 +3,15 @@
 use crate::cpu::{DescriptorTable, Segment};
 use core::mem::offset_of;
 
+/// Intercepts of control-register writes, at 000h.
+pub const INTERCEPT_CR8_WRITE: u32 = 1 << 24;
+
+/// Intercepts of exceptions, at 008h: one bit a vector.
+pub mod intercept_exception {
+    pub const DEBUG: u32 = 1 << 1;
+    pub const MACHINE_CHECK: u32 = 1 << 18;
+}
+
 /// Intercepts of the first vector, at 00Ch.
 pub mod intercept1 {
     pub const INTR: u32 = 1 << 0;
@@ -42,7 +51,9 @@ pub mod intercept2 {
 
 /// Exit codes (APM appendix C).
 pub mod exit_code {
+    pub const CR8_WRITE: u64 = 0x18;
     pub const EXCEPTION_FIRST: u64 = 0x40;
+    pub const DEBUG: u64 = 0x41;
     pub const MACHINE_CHECK: u64 = 0x52;
     pub const EXCEPTION_LAST: u64 = 0x5f;
     pub const INTR: u64 = 0x60;
@@ -87,8 +98,7 @@ pub mod event {
 pub mod virtual_interrupt {
     pub const TPR: u64 = 0xf;
     pub const IRQ: u64 = 1 << 8;
-    pub const PRIORITY_SHIFT: u32 = 16;
-    pub const PRIORITY: u64 = 0xf << PRIORITY_SHIFT;
+    pub const IGNORE_TPR: u64 = 1 << 20;
     /// RFLAGS.IF and CR8 in the guest are virtual; the host's own IF decides about physical interrupts.
     pub const MASKING: u64 = 1 << 24;
 }
