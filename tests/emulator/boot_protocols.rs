@@ -85,16 +85,14 @@ pub fn protocols(lab: &Lab) -> Result<Outcome> {
             "file{number} {{ compatible = \"peerboot,module\"; source = \"cbfs:{name}\"; bootargs = \"{sum}\"; }};"
         );
     }
-    let nodes: &str = nodes.leak();
-    let guest = |node, boot| Guest {
-        node,
+    let guest = |boot| Guest {
         boot,
         bootargs: "one two",
-        properties: nodes,
-        ..Guest::tiny("cbfs:guests/tiny")
+        properties: &nodes,
+        ..Guest::tiny("tiny", "cbfs:guests/tiny")
     };
     for (boot, loader) in [("pvh", "Pvh"), ("multiboot", "Multiboot"), ("multiboot2", "Multiboot2")] {
-        variant.manifest(&manifest(&[guest("tiny", boot)]))?;
+        variant.manifest(&manifest(&[guest(boot)]))?;
         let mut machine = variant.boot()?;
         machine.expect(&format!("boot-protocol: {loader}, 2 modules, command line one two"), BOOT)?;
         let end = machine.expect("(PASS|FAIL) boot-protocol", ANSWER)?;

@@ -20,7 +20,7 @@ pub struct Guest<'a> {
     /// Whether the debug port's output is logged.
     pub debug_port: bool,
     /// Further properties and nodes, in source.
-    pub properties: &'static str,
+    pub properties: &'a str,
 }
 
 impl<'a> Guest<'a> {
