@@ -18,7 +18,9 @@ static MEMORY: LazyLock<GuestMemory> = LazyLock::new(|| {
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let map = MemoryMap::new(SIZE as u64, 40).expect("a possible size");
-    let images = Images { kernel: data, ramdisk: Some(&[1; 5000]), modules: &[], bootargs: "console=ttyS0" };
+    let modules = [Module { image: &[2; 100], bootargs: "module" }, Module { image: &[], bootargs: "" }];
+    let images =
+        Images { kernel: data, ramdisk: Some(&[1; 5000]), modules: &modules, bootargs: "console=ttyS0" };
     let states = [
         linux::load(&MEMORY, &map, &images, RSDP, true).ok(),
         linux::load(&MEMORY, &map, &images, RSDP, false).ok(),

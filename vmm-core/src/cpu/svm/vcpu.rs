@@ -88,8 +88,11 @@ impl Vcpu {
         let vmcb = &mut *self.vmcb;
         vmcb.intercept_cr = 0;
         vmcb.intercept_dr = 0;
-        // A machine check is the machine's, whoever runs when it strikes.
-        vmcb.intercept_exceptions = intercept_exception::MACHINE_CHECK;
+        // A machine check is the machine's, whoever runs when it strikes. The other two can raise themselves
+        // again while they are delivered, without end and with nothing that interrupts it but an exit.
+        vmcb.intercept_exceptions = intercept_exception::MACHINE_CHECK
+            | intercept_exception::DEBUG
+            | intercept_exception::ALIGNMENT_CHECK;
         vmcb.intercept1 = intercept1::INTR
             | intercept1::NMI
             | intercept1::SMI
@@ -209,7 +212,13 @@ impl Vcpu {
                     } else {
                         self.vmcb.dr6 = step.dr6;
                     }
+                } else {
+                    self.inject(Event::DEBUG);
                 }
+                Exit::InterruptWindow
+            }
+            exit_code::ALIGNMENT_CHECK => {
+                self.inject(Event::Exception { vector: 17, error_code: Some(0) });
                 Exit::InterruptWindow
             }
             exit_code::CR8_WRITE => Exit::WriteTaskPriority,
@@ -217,7 +226,7 @@ impl Vcpu {
             exit_code::VMRUN..=exit_code::SKINIT | exit_code::MONITOR..=exit_code::MWAIT_ARMED => {
                 Exit::Undefined
             }
-            exit_code::INVALID => Exit::Failed(EntryFailure {
+            exit_code::INVALID | exit_code::INVALID_SHORT => Exit::Failed(EntryFailure {
                 code: exit_code::INVALID,
                 reason: "VMEXIT_INVALID: guest state that VMRUN refuses (APM 15.5.1)",
             }),
@@ -240,14 +249,12 @@ impl Vcpu {
             let flags = &mut self.registers.rflags;
             self.step = Some(Step { rip: self.registers.rip, trap: *flags & rflags::TF, dr6: self.vmcb.dr6 });
             *flags |= rflags::TF;
-            self.vmcb.intercept_exceptions |= intercept_exception::DEBUG;
         }
     }
 
     /// Gives the guest its own trap flag back, unless the IRET that was run has loaded another.
     fn end_step(&mut self) -> Option<Step> {
         let step = self.step.take()?;
-        self.vmcb.intercept_exceptions &= !intercept_exception::DEBUG;
         let loaded = self.nmi_blocking == NmiBlocking::IretAt(step.rip) && self.registers.rip != step.rip;
         if !loaded {
             self.registers.rflags = self.registers.rflags & !rflags::TF | step.trap;

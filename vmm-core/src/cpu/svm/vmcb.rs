@@ -9,6 +9,7 @@ pub const INTERCEPT_CR8_WRITE: u32 = 1 << 24;
 /// Intercepts of exceptions, at 008h: one bit a vector.
 pub mod intercept_exception {
     pub const DEBUG: u32 = 1 << 1;
+    pub const ALIGNMENT_CHECK: u32 = 1 << 17;
     pub const MACHINE_CHECK: u32 = 1 << 18;
 }
 
@@ -54,6 +55,7 @@ pub mod exit_code {
     pub const CR8_WRITE: u64 = 0x18;
     pub const EXCEPTION_FIRST: u64 = 0x40;
     pub const DEBUG: u64 = 0x41;
+    pub const ALIGNMENT_CHECK: u64 = 0x51;
     pub const MACHINE_CHECK: u64 = 0x52;
     pub const EXCEPTION_LAST: u64 = 0x5f;
     pub const INTR: u64 = 0x60;
@@ -81,6 +83,8 @@ pub mod exit_code {
     pub const RDPRU: u64 = 0x8e;
     pub const NESTED_PAGE_FAULT: u64 = 0x400;
     pub const INVALID: u64 = u64::MAX;
+    /// The same from QEMU 7.2, which stores only half of it.
+    pub const INVALID_SHORT: u64 = 0xffff_ffff;
 }
 
 /// EVENTINJ and EXITINTINFO (APM 15.20).
