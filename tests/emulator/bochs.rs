@@ -8,6 +8,7 @@ use xtask::machine::{Emulator, Machine};
 use xtask::suite::{Case, Outcome};
 
 use crate::bad_input::{said, stays};
+use crate::boot_protocols;
 use crate::console::{PROMPT, USERSPACE, command};
 use crate::lab::{Lab, read};
 use crate::manifest::{Guest, manifest};
@@ -21,7 +22,7 @@ const SOON: Duration = Duration::from_secs(120);
 /// The CPU models that run guests: AMD-V, and VT-x from the first that has unrestricted guests on.
 pub const MODELS: [&str; 5] =
     ["ryzen", "corei7_skylake_x", "tigerlake", "corei7_haswell_4770", "corei7_sandy_bridge_2600k"];
-/// The one that boots Linux in the short suite.
+/// The one that boots Linux and iPXE in the short suite.
 const LINUX: &str = "corei7_skylake_x";
 /// Those that cannot, and what the payload says of each.
 const REFUSED: [(&str, &str); 2] = [
@@ -32,12 +33,18 @@ const REFUSED: [(&str, &str); 2] = [
 /// What this kernel says of such CPUs, on bare hardware too: Bochs brings no newer microcode.
 const OLD_MICROCODE: [&str; 2] = ["Speculative Return Stack Overflow", "RETBleed"];
 
-/// What only Bochs can show; the tiny guests run there too, by [`crate::guest_suite`].
+/// What only Bochs can show, and what starts in real mode; the tiny guests run there too, by [`crate::guest_suite`].
 pub fn cases() -> Vec<Case<Lab>> {
     let mut cases = vec![Case::new("emulator/bochs/memory-files", files_in_memory)];
     for model in MODELS {
         let linux = Case::new(format!("emulator/bochs/{model}/linux"), move |lab: &Lab| linux(lab, model));
         cases.push(if model == LINUX { linux } else { linux.long() });
+        let services = move |lab: &Lab| boot_protocols::bios_services(lab, Emulator::Bochs, model);
+        cases.push(Case::new(format!("emulator/bochs/{model}/bios-services"), services));
+        let ipxe = Case::new(format!("emulator/bochs/{model}/ipxe"), move |lab: &Lab| {
+            boot_protocols::ipxe(lab, Emulator::Bochs, model)
+        });
+        cases.push(if model == LINUX { ipxe } else { ipxe.long() });
     }
     for (model, words) in REFUSED {
         let refused = move |lab: &Lab| refused(lab, model, words);

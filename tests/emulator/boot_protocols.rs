@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use xtask::error::{Error, Result};
 use xtask::guests;
-use xtask::machine::Emulator;
+use xtask::machine::{Emulator, Machine};
 use xtask::suite::Outcome;
 
 use crate::console::{ANSWER, BOOT, command, wait_for_shell};
@@ -12,8 +12,8 @@ use crate::lab::Lab;
 use crate::manifest::{Guest, good, manifest};
 
 /// iPXE starts in real mode, on BIOS services: banner, prompt, an answer to what is typed, and its end.
-pub fn ipxe(lab: &Lab) -> Result<Outcome> {
-    let variant = lab.variant(Emulator::Qemu, "ipxe")?;
+pub fn ipxe(lab: &Lab, emulator: Emulator, cpu: &str) -> Result<Outcome> {
+    let variant = lab.variant(emulator, &format!("ipxe-{cpu}"))?;
     variant.cbfs.add("guests/ipxe", &guests::ipxe(lab.project())?)?;
     let guest = Guest {
         kernel: "cbfs:guests/ipxe",
@@ -22,7 +22,9 @@ pub fn ipxe(lab: &Lab) -> Result<Outcome> {
         ..Guest::new("ipxe")
     };
     variant.manifest(&manifest(&[guest]))?;
-    let mut machine = variant.boot()?;
+    let mut spec = variant.spec();
+    spec.cpu = cpu.to_owned();
+    let mut machine = Machine::spawn(&spec)?;
     machine.expect("iPXE 1[.].* -- Open Source Network Boot Firmware", BOOT)?;
     machine.expect("Press Ctrl-B for the iPXE command line", ANSWER)?;
     machine.send("\x02")?;
@@ -34,6 +36,31 @@ pub fn ipxe(lab: &Lab) -> Result<Outcome> {
     machine.send("exit\r")?;
     machine.expect("ipxe: reset", ANSWER)?;
     Ok(Outcome::Passed)
+}
+
+/// Each BIOS service does what it should, on this CPU model.
+pub fn bios_services(lab: &Lab, emulator: Emulator, cpu: &str) -> Result<Outcome> {
+    let variant = lab.variant(emulator, &format!("bios-services-{cpu}"))?;
+    variant.cbfs.add("guests/tiny", &guests::real_mode(lab.project(), "bios-services")?)?;
+    let guest = Guest {
+        memory: "<0x0 0x8000>",
+        boot: "linux",
+        properties: "on-reboot = \"stop\";",
+        ..Guest::tiny("tiny", "cbfs:guests/tiny")
+    };
+    variant.manifest(&manifest(&[guest]))?;
+    let mut spec = variant.spec();
+    spec.cpu = cpu.to_owned();
+    let mut machine = Machine::spawn(&spec)?;
+    let line = machine.expect("bios-services: type x|FAIL bios-services", BOOT)?;
+    if !line.contains("FAIL") {
+        machine.send("x")?;
+        machine.expect("(PASS|FAIL) bios-services", ANSWER)?;
+        machine.expect("tiny: reset", ANSWER)?;
+    }
+    let transcript = machine.transcript();
+    let failure = transcript.lines().find(|line| line.contains("FAIL"));
+    failure.map_or(Ok(Outcome::Passed), |line| Err(Error::failed(line.to_owned())))
 }
 
 /// Debian's kernel through its own real-mode set-up code: BIOS services say what boot_params says otherwise.

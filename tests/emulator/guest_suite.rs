@@ -75,6 +75,7 @@ const fn passes_alone(name: &'static str) -> Tiny {
 const OFF_MEMORY: &str = "crashed: an event was to be delivered through memory that is not there (0x";
 
 const SUITE: &[Tiny] = &[
+    passes("boot-protocol"),
     passes("control-registers"),
     passes("cpuid-view"),
     passes("debug-registers"),

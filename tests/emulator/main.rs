@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use lab::Lab;
 use xtask::error::Result;
+use xtask::machine::Emulator;
 use xtask::suite::{Case, Selection, run_cases};
 
 /// Every test. The name is what filters see; the longest are first, so that two at a time end together.
@@ -32,7 +33,12 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/real-coreboot", other_guests::real_coreboot),
         Case::new("emulator/linux-16-bit", boot_protocols::linux_from_real_mode),
         Case::new("emulator/memtest86+-32-bit", boot_protocols::memtest_32_bit),
-        Case::new("emulator/ipxe", boot_protocols::ipxe),
+        Case::new("emulator/ipxe", |lab: &Lab| {
+            boot_protocols::ipxe(lab, Emulator::Qemu, Emulator::Qemu.cpu())
+        }),
+        Case::new("emulator/bios-services", |lab: &Lab| {
+            boot_protocols::bios_services(lab, Emulator::Qemu, Emulator::Qemu.cpu())
+        }),
         Case::new("emulator/console/two-guests", multiplexer::two_guests),
         Case::new("emulator/console/open-prompt", multiplexer::open_prompt_keeps_the_machine_on),
         Case::new("emulator/boot-protocols", boot_protocols::protocols),

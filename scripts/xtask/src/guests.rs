@@ -123,6 +123,20 @@ pub fn tiny_all(project: &Project) -> Result<Vec<(String, PathBuf)>> {
     tiny_names(project)?.into_iter().map(strip).collect()
 }
 
+/// Builds one of the test guests in real mode, a file for Linux's 16-bit boot protocol.
+///
+/// # Errors
+/// The assembler finds fault.
+pub fn real_mode(project: &Project, name: &str) -> Result<PathBuf> {
+    let dir = project.build("guests/real-mode")?;
+    let (object, file) = (dir.join(name).with_extension("o"), dir.join(name));
+    let source = project.path("tests/guests/real-mode").join(name).with_extension("s");
+    command::output(command::command("as").arg("--32").arg("-o").arg(&object).arg(source))?;
+    let layout = ["-m", "elf_i386", "-Ttext=0", "-e", "0", "--oformat", "binary", "-o"];
+    command::output(command::command("ld").args(layout).arg(&file).arg(&object))?;
+    Ok(file)
+}
+
 fn kernel(project: &Project, package: &str) -> Result<PathBuf> {
     let tree = packages::unpack(package, true, &project.build(&format!("guests/{package}"))?)?;
     let boot = tree.join("boot");

@@ -117,7 +117,9 @@ fn split(image: &[u8], version: u16) -> Result<(&[u8], &[u8]), LinuxError> {
 /// that it may have is `ramdisk_max`.
 fn place_ramdisk(map: &MemoryMap, body: u64, ramdisk: u64, ramdisk_max: u32) -> Result<u64, LinuxError> {
     let end = LOWEST_KERNEL.saturating_add(body);
-    let at = map.highest_place(ramdisk, u64::from(ramdisk_max).saturating_add(1));
+    // A kernel that takes no ramdisk may say that its last byte is zero.
+    let limit = if ramdisk == 0 { u64::MAX } else { u64::from(ramdisk_max).saturating_add(1) };
+    let at = map.highest_place(ramdisk, limit);
     at.filter(|at| *at >= end && end <= map.low_end()).ok_or(LinuxError::NotEnoughMemory {
         needed: end.next_multiple_of(PAGE_SIZE).saturating_add(ramdisk.next_multiple_of(PAGE_SIZE)),
         found: map.low_end(),
@@ -179,7 +181,10 @@ mod tests {
 
     #[test]
     fn without_ramdisk_the_header_says_none() {
-        let (memory, _) = start(&image(64), None).unwrap();
+        let mut image = image(64);
+        image[field::INITRD_ADDR_MAX..field::INITRD_ADDR_MAX + 4].fill(0);
+        assert!(start(&image, Some(&[1])).is_err());
+        let (memory, _) = start(&image, None).unwrap();
         assert_eq!(memory.read_u32(header(field::RAMDISK_IMAGE)), Ok(0));
         assert_eq!(memory.read_u32(header(field::RAMDISK_SIZE)), Ok(0));
     }
