@@ -294,7 +294,7 @@ impl<'a> Management<'a> {
 
     fn memory(&self, machine: &Machine, out: &mut dyn Write) -> fmt::Result {
         for range in machine.map {
-            writeln!(out, "{}: {:?}", Range::with_len(range.start, range.size), range.kind)?;
+            writeln!(out, "{}: {}", Range::with_len(range.start, range.size), range.kind)?;
         }
         for piece in machine.frames.pieces().iter() {
             writeln!(out, "{piece}: free")?;

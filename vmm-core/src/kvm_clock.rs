@@ -47,33 +47,30 @@ pub fn write_system_time(memory: &GuestMemory, msr_value: u64, khz: u64) -> Resu
     if msr_value & ENABLE == 0 {
         return Ok(());
     }
-    let at = |offset: u64| GuestPhys::new((msr_value & !ENABLE).wrapping_add(offset));
     let Scale { multiplier, shift } = Scale::new(khz);
-    // An odd version means: being written.
-    memory.write_u32(at(0), 1)?;
-    memory.write_u32(at(4), 0)?;
-    memory.write_u64(at(8), 0)?;
-    memory.write_u64(at(16), 0)?;
-    memory.write_u32(at(24), multiplier)?;
-    memory.write_u8(at(28), shift.cast_unsigned())?;
-    memory.write_u8(at(29), FLAG_TSC_STABLE)?;
-    memory.write_u16(at(30), 0)?;
-    memory.write_u32(at(0), 2)
+    const NO_TIMES: [u8; 20] = [0; 20];
+    let rate = [multiplier, u32::from_le_bytes([shift.cast_unsigned(), FLAG_TSC_STABLE, 0, 0])];
+    let body = [&NO_TIMES[..], rate.map(u32::to_le_bytes).as_flattened()].concat();
+    write_record(memory, msr_value & !ENABLE, &body)
 }
 
 /// Writes the wall clock at the guest's start, `unix_nanos` after 1970.
 pub fn write_wall_clock(memory: &GuestMemory, at: u64, unix_nanos: u64) -> Result<(), OutOfRange> {
-    let field = |offset: u64| GuestPhys::new(at.wrapping_add(offset));
     const SECOND: u64 = 1_000_000_000;
     #[expect(
         clippy::cast_possible_truncation,
         reason = "the record's seconds have 32 bits; a remainder fits"
     )]
-    let (seconds, nanos) = ((unix_nanos / SECOND) as u32, (unix_nanos % SECOND) as u32);
-    memory.write_u32(field(0), 1)?;
-    memory.write_u32(field(4), seconds)?;
-    memory.write_u32(field(8), nanos)?;
-    memory.write_u32(field(0), 2)
+    let time = [(unix_nanos / SECOND) as u32, (unix_nanos % SECOND) as u32];
+    write_record(memory, at, time.map(u32::to_le_bytes).as_flattened())
+}
+
+/// Writes a record that begins with its version; an odd version means that the rest is being written.
+fn write_record(memory: &GuestMemory, at: u64, body: &[u8]) -> Result<(), OutOfRange> {
+    let version = |number: u32| memory.write(GuestPhys::new(at), &number.to_le_bytes());
+    version(1)?;
+    memory.write(GuestPhys::new(at.wrapping_add(4)), body)?;
+    version(2)
 }
 
 /// How long a vCPU was ready while others had its core, and where the guest reads it.

@@ -1,6 +1,7 @@
 //! What the records of a coreboot table say.
 
 use alloc::string::String;
+use core::fmt;
 
 /// A range of physical memory and its use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,21 @@ pub enum MemoryKind {
     Table,
     /// A number that this code does not know: not to be touched.
     Other(u32),
+}
+
+impl fmt::Display for MemoryKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ram => "RAM",
+            Self::Reserved => "reserved",
+            Self::Acpi => "ACPI tables",
+            Self::Nvs => "ACPI NVS",
+            Self::Unusable => "faulty",
+            Self::VendorReserved => "the vendor's",
+            Self::Table => "coreboot's",
+            Self::Other(number) => return write!(f, "kind {number}"),
+        })
+    }
 }
 
 impl MemoryKind {

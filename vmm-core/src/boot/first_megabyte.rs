@@ -4,6 +4,7 @@
 use crate::cpu::DescriptorTable;
 use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
 use alloc::vec;
+use alloc::vec::Vec;
 
 /// The descriptor table.
 const GDT: GuestPhys = GuestPhys::new(0x1000);
@@ -58,8 +59,8 @@ pub fn write_identity_map(memory: &GuestMemory) -> Result<u64, OutOfRange> {
     for (directory, number) in directories.iter_mut().zip(0_u64..) {
         *directory = (number << 21) | PRESENT | WRITABLE | LARGE;
     }
-    let bytes: alloc::vec::Vec<u8> = tables.into_iter().flat_map(u64::to_le_bytes).collect();
-    memory.write(GuestPhys::new(PAGE_TABLES), &bytes)?;
+    let bytes: Vec<[u8; 8]> = tables.into_iter().map(u64::to_le_bytes).collect();
+    memory.write(GuestPhys::new(PAGE_TABLES), bytes.as_flattened())?;
     Ok(PAGE_TABLES)
 }
 

@@ -12,6 +12,7 @@ use super::memory_map::{E820Entry, MemoryMap, PAGE_SIZE};
 use crate::cpu::{CpuState, Gpr, Segment, SegmentRegister};
 use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 
 /// Offsets in boot_params, which are the header's offsets in the file too.
@@ -63,8 +64,7 @@ const ENTRY_64: u64 = 0x200;
 pub(super) const LOADER_UNDEFINED: u8 = 0xff;
 /// boot_params is one page.
 const BOOT_PARAMS_SIZE: usize = 0x1000;
-/// An entry of the E820 table in bytes, and how many there is room for.
-const E820_ENTRY_SIZE: u64 = 20;
+/// How many entries the E820 table has room for.
 const E820_ENTRIES_MAX: usize = 128;
 /// The lowest address for a kernel: behind the legacy megabyte.
 pub(super) const LOWEST_KERNEL: u64 = 0x10_0000;
@@ -183,7 +183,7 @@ impl fmt::Display for LinuxError {
                 write!(f, "the command line has {found} bytes, and the kernel takes at most {at_most}")
             }
             Self::CommandLineNul(line) => {
-                write!(f, "the command line \"{}\" holds a NUL", line.escape_default())
+                write!(f, "the command line \"{}\" holds a NUL", line.as_bytes().escape_ascii())
             }
             Self::NotEnoughMemory { needed, found } => write!(
                 f,
@@ -365,24 +365,26 @@ impl<'a> Kernel<'a> {
         e820: &[E820Entry],
         rsdp: GuestPhys,
     ) -> Result<(), LinuxError> {
+        let put = |offset: usize, bytes: &[u8]| memory.write(param(offset), bytes);
         memory.fill(START_INFO, BOOT_PARAMS_SIZE, 0)?;
-        memory.write(param(field::SETUP_SECTS), self.header)?;
-        memory.write_u8(param(field::TYPE_OF_LOADER), LOADER_UNDEFINED)?;
+        put(field::SETUP_SECTS, self.header)?;
+        put(field::TYPE_OF_LOADER, &[LOADER_UNDEFINED])?;
         // Placement keeps kernel and ramdisk below 2 GiB.
-        memory.write_u32(param(field::CODE32_START), placement.kernel as u32)?;
+        put(field::CODE32_START, &(placement.kernel as u32).to_le_bytes())?;
         let ramdisk = if ramdisk_len == 0 { 0 } else { placement.ramdisk };
-        memory.write_u32(param(field::RAMDISK_IMAGE), ramdisk as u32)?;
-        memory.write_u32(param(field::RAMDISK_SIZE), ramdisk_len as u32)?;
-        memory.write_u32(param(field::CMD_LINE_PTR), COMMAND_LINE.get() as u32)?;
-        memory.write_u64(param(field::SETUP_DATA), 0)?;
-        memory.write_u64(param(field::ACPI_RSDP_ADDR), rsdp.get())?;
+        put(field::RAMDISK_IMAGE, &(ramdisk as u32).to_le_bytes())?;
+        put(field::RAMDISK_SIZE, &(ramdisk_len as u32).to_le_bytes())?;
+        put(field::CMD_LINE_PTR, &(COMMAND_LINE.get() as u32).to_le_bytes())?;
+        put(field::SETUP_DATA, &[0; 8])?;
+        put(field::ACPI_RSDP_ADDR, &rsdp.get().to_le_bytes())?;
         let e820 = e820.get(..e820.len().min(E820_ENTRIES_MAX)).unwrap_or_default();
-        memory.write_u8(param(field::E820_ENTRIES), e820.len() as u8)?;
-        let mut at = param(field::E820_TABLE);
+        put(field::E820_ENTRIES, &[e820.len() as u8])?;
+        let mut table = Vec::new();
         for entry in e820 {
-            at = write_e820_entry(memory, at, entry)?;
+            table.extend_from_slice([entry.base.get(), entry.len].map(u64::to_le_bytes).as_flattened());
+            table.extend_from_slice(&(entry.kind as u32).to_le_bytes());
         }
-        Ok(())
+        Ok(put(field::E820_TABLE, &table)?)
     }
 
     fn cpu_state(&self, memory: &GuestMemory, kernel: u64) -> Result<CpuState, OutOfRange> {
@@ -439,15 +441,6 @@ fn flat_state(entry: u32) -> CpuState {
 /// The guest-physical address of a field of boot_params.
 fn param(offset: usize) -> GuestPhys {
     GuestPhys::new(START_INFO.get().saturating_add(offset as u64))
-}
-
-/// Writes one entry of the E820 table and says where the next goes.
-fn write_e820_entry(memory: &GuestMemory, at: GuestPhys, entry: &E820Entry) -> Result<GuestPhys, OutOfRange> {
-    let place = |offset| at.checked_add(offset).ok_or(OutOfRange { address: at, len: E820_ENTRY_SIZE });
-    memory.write_u64(at, entry.base.get())?;
-    memory.write_u64(place(8)?, entry.len)?;
-    memory.write_u32(place(16)?, entry.kind as u32)?;
-    place(E820_ENTRY_SIZE)
 }
 
 /// Little-endian fields of the kernel file.

@@ -266,15 +266,30 @@ pub struct CpuState {
 impl CpuState {
     /// After RESET or INIT: real mode at F000:FFF0, which is physical FFFFFFF0.
     pub fn reset() -> Self {
-        let data = Segment::real_mode(0, false);
-        let code = Segment { selector: 0xf000, base: 0xffff_0000, ..Segment::real_mode(0, true) };
-        Self {
+        const DATA: Segment = Segment::real_mode(0, false);
+        static AFTER_RESET: CpuState = CpuState {
             registers: Registers { gpr: [0; 16], rip: 0xfff0, rflags: rflags::FIXED },
-            control: ControlRegisters { cr0: ControlRegisters::CR0_ET | (3 << 29), ..Default::default() },
-            segments: [data, code, data, data, data, data, Segment::reset_ldt(), Segment::reset_tss()],
+            control: ControlRegisters {
+                cr0: ControlRegisters::CR0_ET | (3 << 29),
+                cr2: 0,
+                cr3: 0,
+                cr4: 0,
+                efer: 0,
+            },
+            segments: [
+                DATA,
+                Segment { selector: 0xf000, base: 0xffff_0000, ..Segment::real_mode(0, true) },
+                DATA,
+                DATA,
+                DATA,
+                DATA,
+                Segment::reset_ldt(),
+                Segment::reset_tss(),
+            ],
             gdt: DescriptorTable { base: 0, limit: 0xffff },
             idt: DescriptorTable { base: 0, limit: 0xffff },
-        }
+        };
+        AFTER_RESET.clone()
     }
 
     /// After a start-up message (SIPI): real mode at the start of 4 KiB page `page`.
