@@ -116,8 +116,29 @@ impl Toolchain {
             ]);
             cargo.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", "ld.lld");
         }
-        cargo.args(["--target", TARGET]);
+        // These would take the place of what .cargo/config.toml says.
+        cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+        cargo.args(["--target", TARGET, "--config", &self.path_remapping()]);
         cargo
+    }
+
+    /// Keeps this machine's paths out of what is built: a panic names its source file below the crates or below the
+    /// standard library.
+    fn path_remapping(&self) -> String {
+        let mut rustc = if self.kind == Kind::Debian {
+            Command::new("/usr/bin/rustc")
+        } else {
+            command::command("rustc")
+        };
+        let sysroot = command::output(rustc.args(["--print", "sysroot"])).unwrap_or_default();
+        let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+        let crates = env::var_os("CARGO_HOME").map(PathBuf::from).or(home).unwrap_or_default();
+        let sources = [
+            crates.join("registry/src"),
+            PathBuf::from(String::from_utf8_lossy(&sysroot).trim()).join("lib/rustlib/src/rust"),
+        ];
+        let flags = sources.map(|path| format!("\"--remap-path-prefix={}/=\"", path.display()));
+        format!("target.{TARGET}.rustflags = [{}]", flags.join(", "))
     }
 
     /// Sees to it that `cargo fmt` and `cargo clippy` are there.
