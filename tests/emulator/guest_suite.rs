@@ -63,6 +63,11 @@ const fn passes(name: &'static str) -> Tiny {
     Tiny { name, program: name, bootargs: "", ending: Ending::Passes, alone: false, never_on: None }
 }
 
+/// One of several guests that hold other values in the same registers at the same time.
+const fn apart(name: &'static str, seed: &'static str) -> Tiny {
+    Tiny { program: "apart", bootargs: seed, ..passes(name) }
+}
+
 const fn stops(name: &'static str, reason: &'static str) -> Tiny {
     Tiny { ending: Ending::Stopped(reason), ..passes(name) }
 }
@@ -75,6 +80,9 @@ const fn passes_alone(name: &'static str) -> Tiny {
 const OFF_MEMORY: &str = "crashed: an event was to be delivered through memory that is not there (0x";
 
 const SUITE: &[Tiny] = &[
+    apart("apart-1", "1"),
+    apart("apart-2", "2"),
+    apart("apart-3", "3"),
     passes("boot-protocol"),
     passes("control-registers"),
     passes("cpuid-view"),
@@ -86,13 +94,17 @@ const SUITE: &[Tiny] = &[
     passes("interrupt-priority"),
     passes("interrupt-shadow"),
     passes("memory-end"),
+    passes("mmio"),
+    passes("msr-view"),
     passes("nmi"),
+    passes("ports"),
     stops("stack-off-memory", OFF_MEMORY),
     stops("table-off-memory", OFF_MEMORY),
     Tiny {
         never_on: Some(("ryzen", "Bochs 2.7 resets its machine where AMD-V is to catch a shutdown")),
         ..stops("triple-fault", "crashed: triple fault")
     },
+    passes("tsc"),
     passes("user"),
     passes_alone("exit-cost"),
     passes_alone("timers"),

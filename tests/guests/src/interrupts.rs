@@ -102,7 +102,7 @@ unsafe extern "C" {
 /// Where `recover` finds its stack; zero while nothing is being caught.
 static RECOVERY: AtomicU64 = AtomicU64::new(0);
 static COUNTS: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
-static FAULT: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+static FAULT: [AtomicU64; 7] = [const { AtomicU64::new(0) }; 7];
 
 /// What was interrupted, as the stubs leave it on the stack. What a handler changes becomes true on return.
 #[repr(C)]
@@ -148,6 +148,8 @@ pub struct Fault {
     pub rip: u64,
     /// What CR2 held.
     pub cr2: u64,
+    /// How far a string instruction came: RCX, RSI, RDI.
+    pub string: [u64; 3],
 }
 
 extern "C" fn dispatch(frame: &mut Frame) {
@@ -169,7 +171,8 @@ extern "C" fn dispatch(frame: &mut Frame) {
         let Frame { error_code, rip, .. } = frame;
         panic!("unexpected exception {vector}, error code {error_code:#x}, RIP {rip:#x}, CR2 {cr2:#x}");
     }
-    for (slot, value) in FAULT.iter().zip([frame.vector, frame.error_code, frame.rip, cr2]) {
+    let Frame { registers: [.., rdi, rsi, _, _, _, rcx, _], vector, error_code, rip, .. } = *frame;
+    for (slot, value) in FAULT.iter().zip([vector, error_code, rip, cr2, rcx, rsi, rdi]) {
         slot.store(value, Relaxed);
     }
     // Whoever it was, `catch` goes on as the kernel, without its single steps.
@@ -200,8 +203,8 @@ pub fn catch<F: FnOnce()>(function: F) -> Option<Fault> {
     let mut function = Some(function);
     // SAFETY: `call` gets what it expects; on a fault `try_call` restores what the ABI keeps.
     let faulted = unsafe { try_call(call::<F>, (&raw mut function).cast()) };
-    let [vector, error_code, rip, cr2] = FAULT.each_ref().map(|slot| slot.load(Relaxed));
-    (faulted != 0).then_some(Fault { vector: vector as u8, error_code, rip, cr2 })
+    let [vector, error_code, rip, cr2, string @ ..] = FAULT.each_ref().map(|slot| slot.load(Relaxed));
+    (faulted != 0).then_some(Fault { vector: vector as u8, error_code, rip, cr2, string })
 }
 
 /// By this software interrupt user code says that it is done.
