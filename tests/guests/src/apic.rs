@@ -17,6 +17,8 @@ pub mod register {
     pub const TASK_PRIORITY: u32 = 0x80;
     pub const PROCESSOR_PRIORITY: u32 = 0xa0;
     pub const END_OF_INTERRUPT: u32 = 0xb0;
+    pub const LOGICAL_DESTINATION: u32 = 0xd0;
+    pub const DESTINATION_FORMAT: u32 = 0xe0;
     pub const SPURIOUS: u32 = 0xf0;
     pub const IN_SERVICE: u32 = 0x100;
     pub const TRIGGER_MODE: u32 = 0x180;
@@ -33,6 +35,8 @@ pub mod register {
     pub const DIVIDE: u32 = 0x3e0;
 }
 
+/// IA32_APIC_BASE: on.
+pub const ENABLED: u64 = 1 << 11;
 /// IA32_APIC_BASE.
 pub const APIC_BASE_MSR: u32 = 0x1b;
 /// IA32_TSC_DEADLINE.
@@ -74,6 +78,8 @@ pub fn enable() {
     }
     write(register::SPURIOUS, 0x100 | u32::from(SPURIOUS_VECTOR));
     write(register::TASK_PRIORITY, 0);
+    // Firmware may have left the 8259 pair's wire open.
+    write(register::LINT0, MASKED | EXTERNAL);
 }
 
 /// Switches to x2APIC mode.

@@ -27,6 +27,7 @@ mod machine;
 pub mod memory;
 mod multiboot;
 mod multiboot2;
+pub mod pic;
 pub mod pit;
 pub mod pm_timer;
 mod print;

@@ -22,9 +22,6 @@ const HEADER: usize = 512;
 #[repr(C, align(64))]
 struct Area([u8; AREA_SIZE]);
 
-static mut WANTED: Area = Area([0; AREA_SIZE]);
-static mut FOUND: Area = Area([0; AREA_SIZE]);
-
 /// A register of its own for each index, of this guest's seed.
 struct Values(u64);
 
@@ -48,15 +45,14 @@ fn main(machine: &runtime::Machine) {
     apic::enable();
     let states = choose_states(&values);
     set_registers(&values);
-    // SAFETY: one CPU; nothing else touches the areas.
-    let (wanted, found) = unsafe { (&mut *(&raw mut WANTED), &mut *(&raw mut FOUND)) };
-    fill(wanted, states, &values);
-    restore(wanted, states);
+    let (mut wanted, mut found) = (Area([0; AREA_SIZE]), Area([0; AREA_SIZE]));
+    fill(&mut wanted, states, &values);
+    restore(&wanted, states);
     let stopwatch = Stopwatch::start();
     let mut rounds = 0;
     while stopwatch.micros() < TIME {
-        save(found, states);
-        compare(wanted, found, states);
+        save(&mut found, states);
+        compare(&wanted, &found, states);
         check_registers(&values);
         match rounds % 3 {
             0 => cpu::work(),

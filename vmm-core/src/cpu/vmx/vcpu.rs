@@ -885,7 +885,7 @@ impl VirtualCpu for Vcpu {
     }
 
     fn request_interrupt_window(&mut self, priority_class: Option<u8>) {
-        self.waiting_class = priority_class.map(|class| class & 0xf);
+        self.waiting_class = priority_class;
         self.controls_change = true;
     }
 
