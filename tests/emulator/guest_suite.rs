@@ -86,7 +86,10 @@ const SUITE: &[Tiny] = &[
     passes("boot-protocol"),
     passes("control-registers"),
     passes("cpuid-view"),
-    passes("debug-registers"),
+    Tiny {
+        never_on: Some(("ryzen", "Bochs 2.7 intercepts a debug exception before DR6 tells its cause")),
+        ..passes("debug-registers")
+    },
     passes("double-fault"),
     passes("exceptions"),
     passes("halt"),
