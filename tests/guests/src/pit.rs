@@ -34,3 +34,11 @@ pub fn read() -> u16 {
     write_port_u8(CONTROL, 0);
     u16::from_le_bytes([read_port_u8(PORT), read_port_u8(PORT)])
 }
+
+/// Whether channel 0's output is high.
+pub fn output() -> bool {
+    /// Read-back: the status of channel 0.
+    const STATUS: u8 = 0xe2;
+    write_port_u8(CONTROL, STATUS);
+    read_port_u8(PORT) & 1 << 7 != 0
+}

@@ -53,8 +53,8 @@ fn masked_by_priority() {
     handle(WAKER, |_| ());
     cpu::set_cr8(0xe);
     apic::set_timer(WAKER, 0);
-    apic::start_timer(2_000_000);
     let stopwatch = Stopwatch::start();
+    apic::start_timer(2_000_000);
     cpu::wait_for_interrupt();
     let took = stopwatch.micros();
     assert_eq!((count(WAKER), count(VECTOR)), (1, before), "interrupts after HLT at priority 14");
