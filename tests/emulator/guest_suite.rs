@@ -100,6 +100,7 @@ const SUITE: &[Tiny] = &[
     passes("io-apic"),
     passes("memory-end"),
     passes("mmio"),
+    passes("modes"),
     passes("msr-view"),
     passes("nmi"),
     passes("pic"),
@@ -112,6 +113,12 @@ const SUITE: &[Tiny] = &[
     },
     passes("tsc"),
     passes("user"),
+    Tiny {
+        program: "modes",
+        bootargs: "virtual-8086",
+        never_on: Some(("ryzen", "Bochs 2.7 ends where AMD-V's exit comes from virtual-8086 mode")),
+        ..passes("virtual-8086")
+    },
     passes_alone("exit-cost"),
     passes_alone("timers"),
 ];

@@ -80,12 +80,12 @@ struct Pointer {
     base: u64,
 }
 
-/// Loads the table and the task register. Exceptions of the user come in on one stack of the task's, those
+/// Loads the table and the task register, again after others. Exceptions of the user come in on one stack of the task's, those
 /// whose gate says so on another.
-pub(crate) fn install() {
+pub fn install() {
     let task = &raw const TASK as u64;
     let stacks = &raw const STACKS as u64;
-    // SAFETY: one CPU, and none of this is in use yet.
+    // SAFETY: one CPU, and none of this is in use now.
     unsafe {
         TASK.stacks[0] = stacks + STACK_SIZE as u64;
         TASK.interrupt_stacks[0] = stacks + 2 * STACK_SIZE as u64;

@@ -317,6 +317,11 @@ pub const fn gate_error(vector: u8) -> [u64; 2] {
 pub(crate) fn install() {
     (0..=255).for_each(|vector| set_gate(vector, GateKind::Interrupt));
     set_gate(USER_RETURN, GateKind::User);
+    reload();
+}
+
+/// Loads the runtime's interrupt table again, after another one.
+pub fn reload() {
     load(&raw const TABLE as u64, 0xfff);
 }
 

@@ -105,8 +105,9 @@ const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 /// Bits 12..=51 of an 8-byte entry: where it points.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// In PAE's top table bits 1, 2 and 5 to 8 are reserved: it holds no permissions (SDM table 4-8).
-const PAE_TOP_RESERVED: u64 = 0x1e6;
+/// In PAE's top table bits 1, 2 and 5 to 8 are reserved: it holds no permissions (SDM table 4-8). Bit 5 is left
+/// out, since QEMU 7.2 sets it as Accessed.
+const PAE_TOP_RESERVED: u64 = 0x1c6;
 
 /// How often a walk starts again because another CPU changed the entry it was about to mark. A guest that
 /// manages more than this loses an Accessed or Dirty flag, and nobody else loses anything.
