@@ -7,6 +7,7 @@ use xtask::guests;
 use xtask::machine::{Emulator, Machine};
 use xtask::suite::{Case, Outcome};
 
+use crate::apps;
 use crate::bad_input::{said, stays};
 use crate::boot_protocols;
 use crate::console::{PROMPT, USERSPACE, command};
@@ -45,6 +46,10 @@ pub fn cases() -> Vec<Case<Lab>> {
             boot_protocols::ipxe(lab, Emulator::Bochs, model)
         });
         cases.push(if model == LINUX { ipxe } else { ipxe.long() });
+        let app = Case::new(format!("emulator/bochs/{model}/app"), move |lab: &Lab| {
+            apps::clock(lab, Emulator::Bochs, model)
+        });
+        cases.push(if model == LINUX { app } else { app.long() });
     }
     for (model, words) in REFUSED {
         let refused = move |lab: &Lab| refused(lab, model, words);

@@ -5,6 +5,7 @@ mod lab;
 mod manifest;
 mod multiplexer;
 
+mod apps;
 mod bad_input;
 mod bochs;
 mod boot;
@@ -41,6 +42,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         }),
         Case::new("emulator/console/two-guests", multiplexer::two_guests),
         Case::new("emulator/console/open-prompt", multiplexer::open_prompt_keeps_the_machine_on),
+        Case::new("emulator/app", |lab: &Lab| apps::clock(lab, Emulator::Qemu, Emulator::Qemu.cpu())),
         Case::new("emulator/boot-protocols", boot_protocols::protocols),
         Case::new("emulator/shell-answers", boot::shell_answers),
         Case::new("emulator/poweroff", boot::poweroff),

@@ -1,5 +1,5 @@
 //! The guests that are booted: Debian's kernels, memtest86+ and an initramfs with busybox, made under build/guests, and
-//! the tiny ones of tests/guests.
+//! those of tests/guests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -93,6 +93,23 @@ pub fn tiny_names(project: &Project) -> Result<Vec<String>> {
         .collect();
     names.sort();
     Ok(names)
+}
+
+/// Builds the example of a guest with one purpose, a PVH kernel without what only debuggers read.
+///
+/// # Errors
+/// There is no compiler, or it finds fault.
+pub fn clock(project: &Project) -> Result<PathBuf> {
+    let toolchain = Toolchain::freestanding(project)?;
+    let mut cargo = toolchain.cargo_freestanding(project, "build");
+    command::output(cargo.args(["--quiet", "--release", "-p", "clock"]))?;
+    let built = toolchain.target_dir().join(TARGET).join("release/clock");
+    let file = project.build("guests/clock")?.join("clock");
+    // The same program keeps its time, and the ROM need not be made again.
+    if !is_newer(&file, std::slice::from_ref(&built)) {
+        command::output(command::command("strip").arg("-o").arg(&file).arg(&built))?;
+    }
+    Ok(file)
 }
 
 /// Builds one of the tiny test guests, a PVH kernel.

@@ -19,7 +19,7 @@ use crate::suite::{Outcome, Selection, Tally, hint, print};
 use crate::toolchain::Toolchain;
 
 /// The crates that run without an operating system: built and linted for their own target, tested in emulators.
-const FREESTANDING: [&str; 3] = ["payload", "emulation-stage", "test-guests"];
+const FREESTANDING: [&str; 5] = ["payload", "emulation-stage", "guest-runtime", "test-guests", "clock"];
 
 /// The payload: freestanding, but what it decides without hardware is tested on the host.
 const PAYLOAD: &str = "payload";

@@ -57,8 +57,8 @@ pub(crate) fn pm_timer_port() -> u16 {
     PM_TIMER.load(Relaxed)
 }
 
-/// Enters S5.
-pub(crate) fn power_off() -> ! {
+/// Switches the machine off (ACPI's state S5).
+pub fn power_off() -> ! {
     let port = PM1_CONTROL.load(Relaxed);
     if port != 0 {
         cpu::write_port_u16(port, SOFT_OFF.load(Relaxed) << 10 | SLEEP);

@@ -2,6 +2,7 @@
 
 use crate::memory::read;
 use crate::{multiboot, multiboot2, start_info};
+use core::ops::Range;
 
 /// By which protocol we were started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,16 @@ impl Machine {
     /// Who started us.
     pub fn loader(&self) -> Loader {
         self.loader
+    }
+
+    /// Where what the loader tells lies, and what it points to as far as that is near.
+    pub(crate) fn told(&self) -> Range<u64> {
+        const NEAR: u64 = 64 << 10;
+        let len = match self.loader {
+            Loader::Pvh | Loader::Multiboot => NEAR,
+            Loader::Multiboot2 => read::<u32>(self.told).into(),
+        };
+        self.told..self.told + len
     }
 
     /// Where the ACPI tables begin.

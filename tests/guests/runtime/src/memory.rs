@@ -1,6 +1,7 @@
 //! Memory by physical address, and the page tables that map it.
 
 use core::arch::asm;
+use core::ops::Range;
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
@@ -14,7 +15,13 @@ pub const LARGE_PAGE: u64 = 2 << 20;
 
 unsafe extern "C" {
     static mut root_table: [u64; 512];
+    static __start: u8;
     static __end: u8;
+}
+
+/// The guest's own code and data.
+pub fn image() -> Range<u64> {
+    &raw const __start as u64..image_end()
 }
 
 /// Where the guest's own code and data end.

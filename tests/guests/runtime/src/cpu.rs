@@ -1,6 +1,7 @@
 //! Instructions that Rust has no word for. A guest owns its machine, so its functions count as safe although
 //! many can crash it: that is what guests are for.
 
+use crate::interrupts;
 use core::arch::asm;
 pub use core::arch::x86_64::CpuidResult;
 use core::arch::x86_64::{__cpuid_count, _rdtsc};
@@ -190,6 +191,27 @@ pub fn work() {
 pub fn wait_for_interrupt() {
     // SAFETY: as for `enable_interrupts`.
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
+}
+
+/// Halts until `happened`, which interrupt handlers make true; interrupts are on afterwards.
+pub fn wait_until(happened: impl Fn() -> bool) {
+    // Asked with interrupts off, so that none comes between the answer and HLT.
+    disable_interrupts();
+    while !happened() {
+        wait_for_interrupt();
+    }
+    enable_interrupts();
+}
+
+/// Runs `work` with interrupts off, and leaves them as they were.
+pub fn without_interrupts<T>(work: impl FnOnce() -> T) -> T {
+    let were_on = flags() & interrupts::flag::IF != 0;
+    disable_interrupts();
+    let result = work();
+    if were_on {
+        enable_interrupts();
+    }
+    result
 }
 
 /// CLI and HLT: nothing follows but a reset or the power switch.
