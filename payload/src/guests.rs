@@ -7,9 +7,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use coreboot_config::cbfs::{Cbfs, CbfsError, Compression};
 use coreboot_config::manifest::{self, Console, Entry, Manifest, ManifestError, Method, Source};
-use vmm_core::boot::BootProtocol;
 use vmm_core::boot::linux::LinuxEntry;
-use vmm_core::boot::multiboot::Version;
+use vmm_core::boot::{BootProtocol, MultibootVersion};
 use vmm_core::guest::{Action, GuestConfig, Image, Module};
 use vmm_core::schedule::Affinity;
 
@@ -194,8 +193,8 @@ fn protocol(method: Method) -> BootProtocol {
     match method {
         Method::Linux(wanted) => BootProtocol::Linux(wanted.map(entry)),
         Method::Pvh => BootProtocol::Pvh,
-        Method::Multiboot => BootProtocol::Multiboot(Version::One),
-        Method::Multiboot2 => BootProtocol::Multiboot(Version::Two),
+        Method::Multiboot => BootProtocol::Multiboot(MultibootVersion::One),
+        Method::Multiboot2 => BootProtocol::Multiboot(MultibootVersion::Two),
     }
 }
 

@@ -8,6 +8,8 @@
 extern crate alloc;
 
 mod console;
+#[cfg_attr(not(feature = "prompt"), path = "no_editor.rs")]
+mod editor;
 #[cfg(target_os = "none")]
 mod entry;
 mod flash;

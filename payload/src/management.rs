@@ -1,4 +1,5 @@
 //! What the management prompt's commands do.
+#![cfg_attr(not(feature = "prompt"), allow(dead_code, reason = "nobody gives commands"))]
 
 use crate::console::multiplexer::View;
 use crate::host::acpi::Acpi;

@@ -2,30 +2,18 @@
 
 use crate::console::multiplexer::{Typed, View};
 use crate::console::{self, serial};
+use crate::editor::Editor;
 use crate::host::{apic, interrupts};
 use crate::machine::attend_at;
 use crate::management::{After, Machine, Management};
-use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::cell::RefCell;
-use core::convert::Infallible;
-use embedded_cli::arguments::Arg;
-use embedded_cli::cli::{Cli, CliBuilder, CliHandle};
-use embedded_cli::command::RawCommand;
 use vmm_core::time::Instant;
 
-const PROMPT: &str = "peerboot> ";
-/// The longest line taken, and what is remembered of lines, in bytes.
-const LINE: usize = 80;
-const HISTORY: usize = 512;
 /// How often a UART without an interrupt is looked at, in nanoseconds.
 const POLL: u64 = 10_000_000;
 /// How long a line of the log waits for the end of a guest's line, in nanoseconds.
 const LOG_WAITS: u64 = 1_000_000_000;
-/// The delete key of most terminals, and the backspace that the editor knows.
-const DELETE: u8 = 0x7f;
-const BACKSPACE: u8 = 0x08;
 
 /// The keys after Ctrl-].
 const KEYS: &str = "\
@@ -37,31 +25,11 @@ Ctrl-] m       open the management prompt, or leave it
 Ctrl-] Ctrl-]  type Ctrl-] to the guest
 ";
 
-/// What the line editor writes.
-#[derive(Clone, Default)]
-struct Words(Rc<RefCell<Vec<u8>>>);
-
-impl embedded_io::ErrorType for Words {
-    type Error = Infallible;
-}
-
-impl embedded_io::Write for Words {
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, Infallible> {
-        self.0.borrow_mut().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> Result<(), Infallible> {
-        Ok(())
-    }
-}
-
 /// The prompt, and all else that the boot core does for the user.
 pub struct Prompt<'a> {
     machine: Machine<'a>,
     management: Management<'a>,
-    editor: Cli<Words, Infallible, [u8; LINE], [u8; HISTORY]>,
-    words: Words,
+    editor: Editor,
     /// Since when log lines wait for the end of a guest's line.
     held_since: Option<Instant>,
     /// The user was at the prompt with no guest alive: the machine stays on.
@@ -71,11 +39,7 @@ pub struct Prompt<'a> {
 impl<'a> Prompt<'a> {
     /// The prompt of `machine` and its guests; not yet to be seen.
     pub fn new(machine: Machine<'a>, management: Management<'a>) -> Self {
-        let words = Words::default();
-        let builder = CliBuilder::default().writer(words.clone()).prompt(PROMPT);
-        let Ok(editor) = builder.command_buffer([0; LINE]).history_buffer([0; HISTORY]).build();
-        words.0.take();
-        Self { machine, management, editor, words, held_since: None, stays: false }
+        Self { machine, management, editor: Editor::new(), held_since: None, stays: false }
     }
 
     /// Does what there is to do for the user now. False when every guest has switched itself off, and so should
@@ -164,38 +128,18 @@ impl<'a> Prompt<'a> {
 
     /// Gives the line editor a byte, which does the command that this completes; what it says, and what follows.
     fn edit(&mut self, byte: u8, now: Instant) -> (Vec<u8>, After) {
-        let mut after = After::Stay;
-        let byte = if byte == DELETE { BACKSPACE } else { byte };
-        let command = |handle: &mut CliHandle<'_, Words, Infallible>, raw: RawCommand<'_>| {
-            let arguments = raw.args();
-            let values = arguments.args().filter_map(|argument| match argument {
-                Ok(Arg::Value(value)) => Some(value),
-                _ => None,
-            });
-            let words: Vec<&str> = core::iter::once(raw.name()).chain(values).collect();
-            let done = self.management.command(&self.machine, &words, now, handle.writer());
-            after = done.unwrap_or(After::Stay);
-            Ok(())
-        };
-        let Ok(()) = self.editor.process_byte::<RawCommand<'_>, _>(byte, &mut RawCommand::processor(command));
-        let mut words = self.words.0.take();
-        if after != After::Stay {
-            // No prompt where none is wanted any more.
-            words.truncate(words.len().saturating_sub(PROMPT.len()));
-        }
-        (words, after)
+        let Self { machine, management, editor, .. } = self;
+        editor.take(byte, |words, out| management.command(machine, words, now, out).unwrap_or(After::Stay))
     }
 
     /// Tells the user something in whole lines: above the prompt, where that is open.
     fn tell(&mut self, text: &str) {
-        if console::with(|multiplexer, _| multiplexer.view()) == View::Prompt {
-            let Ok(()) = self.editor.write(|writer| writer.write_str(text));
+        let words = if console::with(|multiplexer, _| multiplexer.view()) == View::Prompt {
+            self.editor.write(text)
         } else {
-            let Ok(()) =
-                embedded_io::Write::write_all(&mut self.words, text.replace('\n', "\r\n").as_bytes());
             console::with(|multiplexer, _| multiplexer.end_line());
-        }
-        let words = self.words.0.take();
+            text.replace('\n', "\r\n").into_bytes()
+        };
         console::with(|multiplexer, _| multiplexer.say(&words));
     }
 

@@ -8,6 +8,7 @@ use xtask::command;
 use xtask::error::{Error, Result};
 use xtask::guests;
 use xtask::machine::{Emulator, Firmware, Machine, Spec};
+use xtask::payload::Part;
 use xtask::project::Project;
 use xtask::ram_files;
 use xtask::rom::{MANIFEST, Recipe};
@@ -73,6 +74,15 @@ impl Lab {
         let (source, rom) = (dir.join("guests.dts"), dir.join(format!("{test}.rom")));
         fs::write(&source, manifest).map_err(|e| Error::file("write", &source, &e))?;
         Recipe { manifest: Some(source), ..Recipe::example(emulator.board()) }
+            .compose(&self.project, &rom)?;
+        Ok(Variant { emulator, cbfs: Cbfs::open(&rom)?, dir, rom })
+    }
+
+    /// An emulator's example ROM with a payload that lacks these parts, for one test to change.
+    pub fn without(&self, emulator: Emulator, test: &str, parts: &[Part]) -> Result<Variant> {
+        let dir = self.project.build(&format!("tests/{test}"))?;
+        let rom = dir.join("test.rom");
+        Recipe { without: parts.to_vec(), ..Recipe::example(emulator.board()) }
             .compose(&self.project, &rom)?;
         Ok(Variant { emulator, cbfs: Cbfs::open(&rom)?, dir, rom })
     }

@@ -15,6 +15,7 @@ mod figures;
 mod guest_suite;
 mod other_guests;
 mod quiet;
+mod small_payload;
 mod stage;
 mod time;
 
@@ -44,6 +45,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/console/open-prompt", multiplexer::open_prompt_keeps_the_machine_on),
         Case::new("emulator/app", |lab: &Lab| apps::clock(lab, Emulator::Qemu, Emulator::Qemu.cpu())),
         Case::new("emulator/boot-protocols", boot_protocols::protocols),
+        Case::new("emulator/small-payload", small_payload::small_payload),
         Case::new("emulator/shell-answers", boot::shell_answers),
         Case::new("emulator/poweroff", boot::poweroff),
         Case::new("emulator/reboot", boot::reboot),

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::guests;
 use crate::machine::Emulator;
 use crate::packages;
-use crate::payload;
+use crate::payload::{self, Part};
 use crate::progress::say;
 use crate::project::Project;
 use crate::ram_files::RamFiles;
@@ -37,13 +37,22 @@ pub struct Recipe {
     pub files: Vec<(String, PathBuf)>,
     /// Where the payload is linked to run; without one, its default place.
     pub load_address: Option<String>,
+    /// What the payload does without.
+    pub without: Vec<Part>,
 }
 
 impl Recipe {
     /// The board's example guests behind the emulation stage.
     #[must_use]
     pub fn example(board: &str) -> Self {
-        Self { board: board.to_owned(), base: None, manifest: None, files: Vec::new(), load_address: None }
+        Self {
+            board: board.to_owned(),
+            base: None,
+            manifest: None,
+            files: Vec::new(),
+            load_address: None,
+            without: Vec::new(),
+        }
     }
 
     /// Builds what is missing and writes the ROM file.
@@ -94,6 +103,9 @@ pub struct Content {
     /// Link the payload to run at this physical address, for boards where its default is taken
     #[arg(long, value_name = "ADDRESS")]
     pub load_address: Option<String>,
+    /// Leave parts of the payload out, for a small flash
+    #[arg(long, value_name = "PART", value_enum, value_delimiter = ',')]
+    pub without: Vec<Part>,
 }
 
 /// The options of `scripts/rom`.
@@ -141,6 +153,7 @@ impl Content {
             manifest: self.manifest.clone(),
             files: self.add.clone(),
             load_address: self.load_address.clone(),
+            without: self.without.clone(),
         })
     }
 }
@@ -188,7 +201,7 @@ impl Ingredients {
             None if recipe.board == bochs::BOARD => RamFiles::take(&mut files)?,
             _ => RamFiles::default(),
         };
-        let payload = payload::build(project, recipe.load_address.as_deref())?;
+        let payload = payload::build(project, recipe.load_address.as_deref(), &recipe.without)?;
         let blob = project.build("manifest")?.join(rom.file_name().unwrap_or_default()).with_extension("dtb");
         let manifest = compile_manifest(&source, &ram, &blob)?;
         Ok(Self { base, payload, manifest, files, ram })

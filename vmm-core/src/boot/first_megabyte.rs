@@ -11,6 +11,7 @@ const GDT: GuestPhys = GuestPhys::new(0x1000);
 /// The protocol's own structure: Linux's boot_params, PVH's start info, multiboot's information.
 pub const START_INFO: GuestPhys = GuestPhys::new(0x2000);
 /// How many bytes it may have where there is no identity map.
+#[cfg(any(feature = "pvh", feature = "multiboot"))]
 pub const START_INFO_MAX: usize = 0xe000;
 /// The top of the identity map: six pages.
 const PAGE_TABLES: u64 = 0x4000;

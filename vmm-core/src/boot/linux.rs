@@ -16,6 +16,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 /// Offsets in boot_params, which are the header's offsets in the file too.
+#[cfg_attr(not(feature = "linux16"), allow(dead_code, reason = "some matter to the 16-bit entry alone"))]
 pub(super) mod field {
     pub const ACPI_RSDP_ADDR: usize = 0x070;
     pub const E820_ENTRIES: usize = 0x1e8;

@@ -1,14 +1,19 @@
 //! How a guest starts: what lies in its memory and in its CPU's registers before its first instruction.
 
 pub mod acpi;
+#[cfg(feature = "linux16")]
 pub mod bios;
 pub mod linux;
+#[cfg(feature = "linux16")]
 pub mod linux16;
 pub mod memory_map;
+#[cfg(feature = "multiboot")]
 pub mod multiboot;
+#[cfg(feature = "pvh")]
 pub mod pvh;
 
 mod first_megabyte;
+#[cfg(any(feature = "pvh", feature = "multiboot"))]
 mod program;
 #[cfg(test)]
 mod testing;
@@ -21,7 +26,9 @@ use acpi::AcpiError;
 use alloc::vec::Vec;
 use core::fmt;
 use linux::{LinuxEntry, LinuxError};
+#[cfg(feature = "multiboot")]
 use multiboot::MultibootError;
+#[cfg(feature = "pvh")]
 use pvh::PvhError;
 
 /// What a guest is started from, whatever the protocol.
@@ -62,7 +69,25 @@ pub enum BootProtocol {
     /// An ELF with a PVH entry.
     Pvh,
     /// A kernel with a header of this version of Multiboot.
-    Multiboot(multiboot::Version),
+    Multiboot(MultibootVersion),
+}
+
+/// Which of the two Multiboot specifications.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MultibootVersion {
+    /// Multiboot, of 1995.
+    One,
+    /// Multiboot2.
+    Two,
+}
+
+impl fmt::Display for MultibootVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::One => "Multiboot",
+            Self::Two => "Multiboot2",
+        })
+    }
 }
 
 /// Why a guest's images cannot be started.
@@ -72,9 +97,13 @@ pub enum BootError {
     Acpi(AcpiError),
     /// Its kernel is no Linux kernel, or does not fit.
     Linux(LinuxError),
+    /// This build cannot start guests by this protocol.
+    LeftOut(&'static str),
     /// Its kernel is no ELF with a PVH entry, or does not fit.
+    #[cfg(feature = "pvh")]
     Pvh(PvhError),
     /// Its kernel has no such header, asks for what there is not, or does not fit.
+    #[cfg(feature = "multiboot")]
     Multiboot(MultibootError),
 }
 
@@ -83,7 +112,12 @@ impl fmt::Display for BootError {
         match self {
             Self::Acpi(error) => error.fmt(f),
             Self::Linux(error) => error.fmt(f),
+            Self::LeftOut(protocol) => {
+                write!(f, "starting guests by {protocol} was left out of this payload")
+            }
+            #[cfg(feature = "pvh")]
             Self::Pvh(error) => error.fmt(f),
+            #[cfg(feature = "multiboot")]
             Self::Multiboot(error) => error.fmt(f),
         }
     }
@@ -103,13 +137,17 @@ pub fn load(
     let apic_ids: Vec<u32> = (0..vcpus).collect();
     let rsdp = acpi::install(memory, map, &apic_ids).map_err(BootError::Acpi)?;
     match protocol {
-        BootProtocol::Linux(wanted) => {
-            start_linux(wanted, memory, map, images, rsdp).map_err(BootError::Linux)
-        }
+        BootProtocol::Linux(wanted) => start_linux(wanted, memory, map, images, rsdp),
+        #[cfg(feature = "pvh")]
         BootProtocol::Pvh => pvh::load(memory, map, images, rsdp).map_err(BootError::Pvh),
+        #[cfg(not(feature = "pvh"))]
+        BootProtocol::Pvh => Err(BootError::LeftOut("PVH")),
+        #[cfg(feature = "multiboot")]
         BootProtocol::Multiboot(version) => {
             multiboot::load(version, memory, map, images, rsdp).map_err(BootError::Multiboot)
         }
+        #[cfg(not(feature = "multiboot"))]
+        BootProtocol::Multiboot(_) => Err(BootError::LeftOut("Multiboot")),
     }
 }
 
@@ -119,11 +157,18 @@ fn start_linux(
     map: &MemoryMap,
     images: &Images<'_>,
     rsdp: GuestPhys,
-) -> Result<CpuState, LinuxError> {
-    let entry = wanted.map_or_else(|| LinuxEntry::of(images.kernel), Ok)?;
-    match entry {
+) -> Result<CpuState, BootError> {
+    let entry = match wanted {
+        Some(entry) => entry,
+        None => LinuxEntry::of(images.kernel).map_err(BootError::Linux)?,
+    };
+    let state = match entry {
+        #[cfg(feature = "linux16")]
         LinuxEntry::Bits16 => linux16::load(memory, map, images),
+        #[cfg(not(feature = "linux16"))]
+        LinuxEntry::Bits16 => return Err(BootError::LeftOut("Linux's 16-bit entry")),
         LinuxEntry::Bits32 => linux::load(memory, map, images, rsdp, false),
         LinuxEntry::Bits64 => linux::load(memory, map, images, rsdp, true),
-    }
+    };
+    state.map_err(BootError::Linux)
 }

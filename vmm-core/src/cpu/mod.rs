@@ -7,14 +7,19 @@
 // hardware reads.
 #![allow(unsafe_code)]
 
+#[cfg(not(any(feature = "amd-v", feature = "vt-x")))]
+compile_error!("no guest runs without a backend: amd-v, vt-x or both");
+
 mod context;
 mod exit;
 mod state;
+#[cfg(feature = "amd-v")]
 mod svm;
 mod tags;
+#[cfg(feature = "vt-x")]
 mod vmx;
 
-use crate::memory::{Format, GuestMemory, NestedTables, PageSize, Paging, TooHigh};
+use crate::memory::{Format, GuestMemory, NestedTables, Paging, TooHigh};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
@@ -119,6 +124,8 @@ pub trait VirtualCpu: CpuView + Send {
 pub enum Unsupported {
     /// CPUID shows neither VT-x nor AMD-V.
     NoVirtualization,
+    /// The CPU has this one, but the build does not.
+    LeftOut(&'static str),
     /// AMD-V is there, but VM_CR.SVMDIS is set, and locked or not (APM 15.30.1).
     DisabledByFirmware,
     /// There is AMD-V without nested paging.
@@ -139,6 +146,12 @@ impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reason = match self {
             Self::NoVirtualization => "this CPU has neither VT-x nor AMD-V",
+            Self::LeftOut(name) => {
+                return write!(
+                    f,
+                    "this CPU has {name}, which was left out of this payload, so no guest can run"
+                );
+            }
             Self::DisabledByFirmware => "AMD-V is switched off by firmware (VM_CR.SVMDIS)",
             Self::NoNestedPaging => "this CPU's AMD-V has no nested paging",
             Self::VmxLockedOff => "VT-x is switched off and locked by firmware (IA32_FEATURE_CONTROL)",
@@ -159,7 +172,9 @@ pub struct Core {
 }
 
 enum Backend {
+    #[cfg(feature = "amd-v")]
     Svm(svm::Core),
+    #[cfg(feature = "vt-x")]
     Vmx(vmx::Core),
 }
 
@@ -172,22 +187,33 @@ impl Core {
     /// where they are, and calls this once a core. The handler of vector 2 is one for NMIs, and returns.
     pub unsafe fn enable() -> Result<Self, Unsupported> {
         let features = HostFeatures::detect();
-        let backend = if features.svm {
-            // SAFETY: passed on to the caller.
-            Backend::Svm(unsafe { svm::Core::enable(features)? })
-        } else if features.vmx {
-            // SAFETY: passed on to the caller.
-            Backend::Vmx(unsafe { vmx::Core::enable(features)? })
-        } else {
-            return Err(Unsupported::NoVirtualization);
-        };
-        Ok(Self { backend })
+        match (features.svm, features.vmx) {
+            #[cfg(feature = "amd-v")]
+            (true, _) => {
+                // SAFETY: passed on to the caller.
+                let core = unsafe { svm::Core::enable(features)? };
+                Ok(Self { backend: Backend::Svm(core) })
+            }
+            #[cfg(feature = "vt-x")]
+            (false, true) => {
+                // SAFETY: passed on to the caller.
+                let core = unsafe { vmx::Core::enable(features)? };
+                Ok(Self { backend: Backend::Vmx(core) })
+            }
+            #[cfg(not(feature = "amd-v"))]
+            (true, _) => Err(Unsupported::LeftOut("AMD-V")),
+            #[cfg(not(feature = "vt-x"))]
+            (false, true) => Err(Unsupported::LeftOut("VT-x")),
+            (false, false) => Err(Unsupported::NoVirtualization),
+        }
     }
 
     /// What the CPU offers, as far as backends and guests care.
     pub fn features(&self) -> &HostFeatures {
         match &self.backend {
+            #[cfg(feature = "amd-v")]
             Backend::Svm(core) => core.features(),
+            #[cfg(feature = "vt-x")]
             Backend::Vmx(core) => core.features(),
         }
     }
@@ -195,11 +221,9 @@ impl Core {
     /// Nested tables for `memory`, in this CPU's format and with the largest pages it has.
     pub fn new_nested_tables(&self, memory: Arc<GuestMemory>) -> Result<NestedTables, TooHigh> {
         match &self.backend {
-            Backend::Svm(core) => {
-                let largest =
-                    if core.features().gigabyte_pages { PageSize::Gigabyte } else { PageSize::TwoMegabytes };
-                NestedTables::new(memory, Format::Npt, largest)
-            }
+            #[cfg(feature = "amd-v")]
+            Backend::Svm(core) => NestedTables::new(memory, Format::Npt, core.largest_nested_page()),
+            #[cfg(feature = "vt-x")]
             Backend::Vmx(core) => NestedTables::new(memory, Format::Ept, core.largest_nested_page()),
         }
     }
@@ -207,7 +231,9 @@ impl Core {
     /// A new virtual CPU in its reset state, translating through `tables`.
     pub fn new_virtual_cpu(&self, tables: Arc<NestedTables>) -> Box<dyn VirtualCpu> {
         match &self.backend {
+            #[cfg(feature = "amd-v")]
             Backend::Svm(core) => Box::new(svm::Vcpu::new(core, tables)),
+            #[cfg(feature = "vt-x")]
             Backend::Vmx(core) => Box::new(vmx::Vcpu::new(core, tables)),
         }
     }
@@ -216,7 +242,9 @@ impl Core {
 impl fmt::Display for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.backend {
+            #[cfg(feature = "amd-v")]
             Backend::Svm(core) => core.fmt(f),
+            #[cfg(feature = "vt-x")]
             Backend::Vmx(core) => core.fmt(f),
         }
     }

@@ -40,6 +40,7 @@ impl Tags {
     }
 
     /// How many there are, the host's included.
+    #[cfg(feature = "amd-v")]
     pub fn count(&self) -> u32 {
         self.count
     }

@@ -18,26 +18,10 @@ use alloc::vec::Vec;
 use core::fmt;
 use sections::Sections;
 
+pub use super::MultibootVersion as Version;
+
 /// What kernels are told that they were started by.
 const BOOT_LOADER_NAME: &str = "Peerboot";
-
-/// Which of the two specifications.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
-    /// Multiboot, of 1995.
-    One,
-    /// Multiboot2.
-    Two,
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::One => "Multiboot",
-            Self::Two => "Multiboot2",
-        })
-    }
-}
 
 /// What a header asks of us beyond what every kernel gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use super::vmcb::Vmcb;
 use crate::cpu::Unsupported;
 use crate::cpu::context::{self, HostFeatures};
 use crate::cpu::tags::{Flush, Tag, Tags};
-use crate::memory::HostPhys;
+use crate::memory::{HostPhys, PageSize};
 use ::core::arch::asm;
 use ::core::arch::x86_64::__cpuid;
 use ::core::fmt;
@@ -105,6 +105,11 @@ impl Core {
     /// What the CPU offers.
     pub fn features(&self) -> &HostFeatures {
         &self.features
+    }
+
+    /// The largest pages that nested tables may use.
+    pub fn largest_nested_page(&self) -> PageSize {
+        if self.features.gigabyte_pages { PageSize::Gigabyte } else { PageSize::TwoMegabytes }
     }
 
     /// What its AMD-V offers.

@@ -352,6 +352,7 @@ impl VirtualCpu for Vcpu {
     }
 
     fn attach(&mut self, core: &mut crate::cpu::Core) {
+        #[allow(irrefutable_let_patterns, reason = "a build may have one backend")]
         let Backend::Svm(core) = &mut core.backend else { return };
         self.host = Some(core.save_host_state());
         let (asid, flush) = core.asid(self.asid);

@@ -795,6 +795,7 @@ impl VirtualCpu for Vcpu {
     }
 
     fn attach(&mut self, core: &mut crate::cpu::Core) {
+        #[allow(irrefutable_let_patterns, reason = "a build may have one backend")]
         let Backend::Vmx(core) = &mut core.backend else { return };
         if self.current.is_some() {
             return;
