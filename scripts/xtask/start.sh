@@ -28,7 +28,7 @@ use_debian() {
         install cargo-web ca-certificates ||
             stop "apt-get could not install cargo-web; with rustup (https://rustup.rs) it is not needed."
         { new_enough /usr/bin/cargo && new_enough /usr/bin/rustc; } ||
-            stop "Debian's cargo-web is older than Rust $OLDEST: install rustup (https://rustup.rs)."
+            stop "this cargo-web is older than Rust $OLDEST: add bookworm-security to apt's sources, or install rustup (https://rustup.rs)."
     fi
     export CARGO=/usr/bin/cargo RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc
     # Two compilers must not undo each other's work in one directory.
