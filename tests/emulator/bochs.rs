@@ -31,6 +31,12 @@ const REFUSED: [(&str, &str); 2] = [
     ("athlon64_venice", "virtualization: .*neither VT-x nor AMD-V, so no guest can run"),
 ];
 
+/// IA32_FEATURE_CONTROL as firmware may lock it, and what the payload makes of it. That firmware leaves it open is
+/// what all other tests have.
+const FEATURE_CONTROL: [(&str, u64, &str); 2] =
+    [("locked-on", 0b101, "PASS hello"), ("locked-off", 0b001, LOCKED_OFF)];
+const LOCKED_OFF: &str = r"virtualization: VT-x is switched off and locked by firmware \(IA32_FEATURE_CONTROL\), so no guest can run";
+
 /// What this kernel says of such CPUs, on bare hardware too: Bochs brings no newer microcode.
 const OLD_MICROCODE: [&str; 2] = ["Speculative Return Stack Overflow", "RETBleed"];
 
@@ -50,6 +56,10 @@ pub fn cases() -> Vec<Case<Lab>> {
             apps::clock(lab, Emulator::Bochs, model)
         });
         cases.push(if model == LINUX { app } else { app.long() });
+    }
+    for (name, register, words) in FEATURE_CONTROL {
+        let decided = move |lab: &Lab| feature_control(lab, name, register, words);
+        cases.push(Case::new(format!("emulator/bochs/{LINUX}/vt-x-{name}"), decided));
     }
     for (model, words) in REFUSED {
         let refused = move |lab: &Lab| refused(lab, model, words);
@@ -83,6 +93,19 @@ fn refused(lab: &Lab, model: &str, words: &str) -> Result<Outcome> {
     let mut machine = Machine::spawn(&spec)?;
     machine.expect(words, SOON)?;
     stays(&mut machine)
+}
+
+/// Firmware has written IA32_FEATURE_CONTROL, for good.
+fn feature_control(lab: &Lab, name: &str, value: u64, words: &str) -> Result<Outcome> {
+    const IA32_FEATURE_CONTROL: u32 = 0x3a;
+    let hello = manifest(&[Guest::tiny("hello", "cbfs:guests/hello")]);
+    let variant = lab.unfilled(Emulator::Bochs, &format!("vt-x-{name}"), &hello)?;
+    variant.cbfs.add("guests/hello", &guests::tiny(lab.project(), "hello")?)?;
+    let record = [&IA32_FEATURE_CONTROL.to_le_bytes()[..], &value.to_le_bytes()].concat();
+    variant.cbfs.add("stage/registers", &variant.write("registers", &record)?)?;
+    let mut machine = variant.boot()?;
+    machine.expect(words, SOON)?;
+    if words == LOCKED_OFF { stays(&mut machine) } else { Ok(Outcome::Passed) }
 }
 
 /// A guest starts from a file in RAM; those whose files lie where no file can be do not, and each says why.

@@ -1,6 +1,7 @@
 //! The boot, top to bottom.
 #![allow(unsafe_code)] // Firmware divides memory among its parts.
 
+use alloc::borrow::Cow;
 use core::ops::Range;
 use core::panic::PanicInfo;
 
@@ -25,6 +26,10 @@ const CBMEM_ROOM: u64 = 4 << 20;
 const HEAP_BYTES: u64 = 64 << 20;
 /// As large as coreboot's.
 const CONSOLE_BYTES: u32 = 0x2_0000;
+/// The file in CBFS with what else processors are to write into model-specific registers: what a firmware's build or
+/// its menu decides, such as to lock VT-x off.
+const REGISTERS: &str = "stage/registers";
+const REGISTERS_BYTES: usize = 4096;
 /// The area that coreboot keeps its ramstage in. Here it is the stage: GDT, stack, halted processors.
 const CBMEM_STAGE: u32 = 0x9A35_7A9E;
 
@@ -73,7 +78,13 @@ fn boot(reset_time: u64) -> Result<(u32, u64), StageError> {
     info!("{} PCI functions on bus 0", devices.len());
 
     interrupts::start(chipset.level_lines);
-    let running = processors::start(chipset.processors, low_end);
+    let (image, flash_map) = flash::find().ok_or(StageError::Flash)?;
+    let cbfs = Cbfs::in_image(image)?;
+    let registers = match cbfs.find(REGISTERS) {
+        Ok(file) => file.contents(REGISTERS_BYTES)?,
+        Err(_) => Cow::default(),
+    };
+    let running = processors::start(chipset.processors, low_end, &registers);
     info!("{} of {} processors, all but this one halted", running.len(), chipset.processors);
 
     timestamps.stamp(id::WRITE_TABLES);
@@ -85,13 +96,12 @@ fn boot(reset_time: u64) -> Result<(u32, u64), StageError> {
         Some(address) => info!("ACPI RSDP at {address:#x}"),
         None => info!("No ACPI tables"),
     }
-    let (image, flash_map) = flash::find().ok_or(StageError::Flash)?;
     let machine = Machine { image, flash_map, chipset: &chipset, framebuffer, rsdp };
     let table = coreboot_table::place(&machine, &mut cbmem)?;
     info!("Coreboot table at {table:#x}");
 
     timestamps.stamp(id::LOAD_PAYLOAD);
-    let entry = load::payload(&Cbfs::in_image(image)?, &free_memory(heap.start), &mut timestamps)?;
+    let entry = load::payload(&cbfs, &free_memory(heap.start), &mut timestamps)?;
     timestamps.set_frequency(clock.megahertz());
     info!("Jumping to the payload at {entry:#x}");
     timestamps.stamp(id::SELFBOOT_JUMP);

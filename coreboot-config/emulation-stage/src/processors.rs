@@ -104,13 +104,25 @@ processor_park:
     options(att_syntax)
 );
 
+/// The registers that `file` says to write on every processor: each an index of four bytes and a value of eight, low
+/// byte first.
+fn chosen_writes(file: &[u8]) -> impl Iterator<Item = MsrWrite> {
+    file.chunks_exact(size_of::<MsrWrite>()).map(|record| {
+        let word =
+            |at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+        MsrWrite { register: word(0), low: word(4), high: word(8) }
+    })
+}
+
 /// Makes this processor and the `count - 1` others cache RAM up to `low_end` but not what is between it and
-/// 4 GiB, and halts the others. Returns the local APICs' numbers of those that are there, this one's first.
-pub fn start(count: u32, low_end: u64) -> Vec<u8> {
-    let writes = memory_type_writes(low_end);
+/// 4 GiB, has them write the registers that `chosen` names, and halts the others. Returns the local APICs' numbers of
+/// those that are there, this one's first.
+pub fn start(count: u32, low_end: u64, chosen: &[u8]) -> Vec<u8> {
+    let mut writes = memory_type_writes(low_end);
+    writes.extend(chosen_writes(chosen));
     for write in &writes {
         let value = u64::from(write.high) << 32 | u64::from(write.low);
-        // SAFETY: these are MTRRs; all memory in use stays cacheable throughout.
+        // SAFETY: these are MTRRs, and all memory in use stays cacheable throughout; or who made the ROM asked for it.
         unsafe { Msr::new(write.register).write(value) };
     }
     let park = Park {
