@@ -33,9 +33,8 @@ const INTERRUPT_PENDING: u32 = 0xc001_0055;
 const MMIO_CONFIGURATION: u32 = 0xc001_0058;
 const MISC_ENABLE_FAST_STRINGS: u64 = 1;
 
-/// EFER bits a guest may set: SCE, LME, NXE, and, as CPUID offers them, LMSLE no, FFXSR and TCE.
-const EFER_WRITABLE: u64 =
-    1 | ControlRegisters::EFER_LME | ControlRegisters::EFER_NXE | (1 << 14) | (1 << 15);
+/// EFER bits a guest may set: SCE, LME, NXE. CPUID offers none of AMD's others (SVM, LMSLE, FFXSR, TCE).
+const EFER_WRITABLE: u64 = 1 | ControlRegisters::EFER_LME | ControlRegisters::EFER_NXE;
 
 /// The guest gets #GP(0).
 struct GeneralProtection;
