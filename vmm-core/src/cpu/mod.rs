@@ -31,6 +31,9 @@ pub use state::{
     SystemMsr, rflags,
 };
 
+/// How many calls refill the return predictor after an exit: the entries of the largest one.
+const RETURN_PREDICTOR: usize = 32;
+
 /// What instruction emulation and page-table walks need of a CPU: its registers, to read and write.
 pub trait CpuView {
     /// The general registers, RIP and RFLAGS.
@@ -54,15 +57,7 @@ pub trait CpuView {
     /// The default size of operands and addresses in the code being run.
     #[inline]
     fn code_size(&self) -> CodeSize {
-        let code = self.segment(SegmentRegister::Cs);
-        let control = self.control();
-        if control.efer & ControlRegisters::EFER_LMA != 0 && code.long() {
-            CodeSize::Bits64
-        } else if code.default_big() {
-            CodeSize::Bits32
-        } else {
-            CodeSize::Bits16
-        }
+        CodeSize::of(self.segment(SegmentRegister::Cs), self.control().efer)
     }
     /// What decides how the CPU translates linear addresses.
     #[inline]

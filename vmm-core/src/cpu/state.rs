@@ -203,6 +203,20 @@ pub enum CodeSize {
     Bits64,
 }
 
+impl CodeSize {
+    /// The sizes of the code segment `code` with `efer` in EFER.
+    #[inline]
+    pub const fn of(code: Segment, efer: u64) -> Self {
+        if efer & ControlRegisters::EFER_LMA != 0 && code.long() {
+            Self::Bits64
+        } else if code.default_big() {
+            Self::Bits32
+        } else {
+            Self::Bits16
+        }
+    }
+}
+
 /// GDTR or IDTR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DescriptorTable {

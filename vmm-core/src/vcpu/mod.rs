@@ -251,10 +251,11 @@ impl Vcpu {
         let Some(next_rip) = self.next_rip(Kind::Cpuid) else { return };
         let registers = self.cpu.registers();
         let (leaf, subleaf) = (registers.get(Gpr::Rax) as u32, registers.get(Gpr::Rcx) as u32);
-        let state = CpuidState {
-            cr4: self.cpu.control().cr4,
-            xcr0: self.cpu.xcr0(),
-            apic_enabled: self.apic_enabled,
+        let state = if CpuidView::depends_on_state(leaf) {
+            let (cr4, xcr0) = (self.cpu.control().cr4, self.cpu.xcr0());
+            CpuidState { cr4, xcr0, apic_enabled: self.apic_enabled }
+        } else {
+            CpuidState::default()
         };
         let answer = self.cpuid.read(leaf, subleaf, &state);
         let registers = self.cpu.registers_mut();

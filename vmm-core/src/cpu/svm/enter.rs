@@ -1,7 +1,7 @@
 //! The world switch: VMLOAD, VMRUN, VMSAVE, and back.
 
 use super::vmcb::Vmcb;
-use crate::cpu::{Gpr, Registers};
+use crate::cpu::{Gpr, RETURN_PREDICTOR, Registers};
 use crate::memory::HostPhys;
 use core::arch::naked_asm;
 use core::mem::offset_of;
@@ -54,9 +54,21 @@ pub unsafe extern "sysv64" fn enter(registers: &mut Registers, guest: HostPhys, 
         "vmload rax",
         "cli",
         "stgi",
+        // No return of ours is predicted by what the guest left: the places behind these calls are predicted in its
+        // stead, where speculation ends at once.
+        ".rept {calls}",
+        "call 2f",
+        "int3",
+        "2:",
+        ".endr",
+        "add rsp, {calls} * 8",
+        // Nothing of ours runs on the guest's values, not even speculatively.
+        "xor eax, eax", "xor ecx, ecx", "xor edx, edx", "xor esi, esi", "xor edi, edi",
+        "xor r8d, r8d", "xor r9d, r9d", "xor r10d, r10d", "xor r11d, r11d",
         "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
         "cld",
         "ret",
+        calls = const RETURN_PREDICTOR,
         cr2 = const offset_of!(Vmcb, cr2),
         rcx = const at(Gpr::Rcx), rdx = const at(Gpr::Rdx), rbx = const at(Gpr::Rbx),
         rbp = const at(Gpr::Rbp), rsi = const at(Gpr::Rsi), rdi = const at(Gpr::Rdi),

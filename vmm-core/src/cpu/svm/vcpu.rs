@@ -12,10 +12,10 @@ use crate::cpu::context::{Context, HostFeatures};
 use crate::cpu::state::PAT_AT_RESET;
 use crate::cpu::tags::{Flush, Tag};
 use crate::cpu::{
-    Backend, ControlRegisters, CpuState, CpuView, EntryFailure, Event, Exit, Gpr, MemoryAccess, PortAccess,
-    Registers, Segment, SegmentRegister, SystemMsr, VirtualCpu, Width, rflags,
+    Backend, CodeSize, ControlRegisters, CpuState, CpuView, EntryFailure, Event, Exit, Gpr, MemoryAccess,
+    PortAccess, Registers, Segment, SegmentRegister, SystemMsr, VirtualCpu, Width, rflags,
 };
-use crate::memory::{GuestPhys, HostPhys, NestedTables};
+use crate::memory::{GuestPhys, HostPhys, NestedTables, Paging};
 use ::core::sync::atomic::{AtomicU64, Ordering};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -317,6 +317,16 @@ impl CpuView for Vcpu {
         self.features.physical_address_bits
     }
 
+    fn code_size(&self) -> CodeSize {
+        let [_, code, ..] = self.vmcb.segments.map(Segment::from);
+        CodeSize::of(code, self.vmcb.efer)
+    }
+
+    fn paging(&self) -> Paging {
+        let Vmcb { cr0, cr3, cr4, efer, .. } = *self.vmcb;
+        Paging { cr0, cr3, cr4, efer, physical_bits: self.features.physical_address_bits }
+    }
+
     /// SS.DPL is not kept up by every CPU (APM 15.5.1): the VMCB has the level itself.
     fn privilege_level(&self) -> u8 {
         self.vmcb.cpl
@@ -418,7 +428,9 @@ impl VirtualCpu for Vcpu {
     }
 
     fn complete_instruction(&mut self, next_rip: u64) {
-        self.end_step();
+        if self.step.is_some() {
+            self.end_step();
+        }
         self.registers.rip = next_rip;
         self.registers.rflags &= !rflags::RF;
         self.vmcb.interrupt_shadow &= !1;

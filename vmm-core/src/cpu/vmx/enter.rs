@@ -1,7 +1,7 @@
 //! The world switch: VMLAUNCH or VMRESUME, and back.
 
 use super::vmcs::field;
-use crate::cpu::{Gpr, Registers};
+use crate::cpu::{Gpr, RETURN_PREDICTOR, Registers};
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
 
@@ -27,9 +27,6 @@ impl Switch {
         Self { host_rsp: 0, launched: false, clear_buffers }
     }
 }
-
-/// How many calls refill the return predictor: the entries of the largest one.
-const RETURN_PREDICTOR: usize = 32;
 
 /// Enters the guest of the current VMCS until it exits. RSP, RIP and RFLAGS travel in the VMCS, the other
 /// general registers in `registers`.
