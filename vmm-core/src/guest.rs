@@ -481,7 +481,7 @@ pub struct ExitCounts {
 }
 
 impl ExitCounts {
-    const NAMES: [&str; 17] = [
+    const NAMES: [&str; 19] = [
         "cpuid",
         "rdmsr",
         "wrmsr",
@@ -499,6 +499,8 @@ impl ExitCounts {
         "triple fault",
         "failed",
         "cr8",
+        "apic write",
+        "end of interrupt",
     ];
 
     /// Counts one.
@@ -522,6 +524,8 @@ impl ExitCounts {
             Exit::TripleFault => 14,
             Exit::Failed(_) => 15,
             Exit::WriteTaskPriority => 16,
+            Exit::ApicWrite { .. } => 17,
+            Exit::EndOfInterrupt { .. } => 18,
         };
         if let Some(count) = self.counts.get_mut(slot) {
             *count = count.wrapping_add(1);

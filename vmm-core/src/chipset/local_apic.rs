@@ -7,9 +7,10 @@ use super::apic_message::{ApicMessage, DeliveryMode, Destination, Trigger};
 use super::apic_timer::{ApicTimer, TimerMode};
 use super::layout::LOCAL_APIC_BASE;
 use super::vector_set::VectorSet;
-use crate::cpu::Width;
+use crate::cpu::{APIC_BASE, ApicAccess, ApicLoan, ApicPage, Width};
 use crate::memory::GuestPhys;
 use crate::time::{Instant, TscClock};
+use alloc::sync::Arc;
 
 /// The frequency of the timer's clock before its divider: one count is one nanosecond. A guest may learn it
 /// from CPUID.
@@ -89,6 +90,9 @@ const LVT_STATUS: u32 = 1 << 12 | 1 << 14;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_LEVEL: u32 = 1 << 15;
 
+/// The xAPIC's ICR, lower half: what software may write.
+const ICR_BITS: u32 = 0x000c_cfff;
+
 /// ESR bits (SDM 11.5.3).
 const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
 const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
@@ -163,6 +167,12 @@ pub struct LocalApic {
     init: bool,
     startup: Option<u8>,
     waiting_for_startup: bool,
+    /// Where the CPU can work on the registers, if it can.
+    page: Option<Arc<ApicPage>>,
+    /// The CPU has IRR, ISR and TPR, and the xAPIC's ICR: what is requested here came since.
+    lent: bool,
+    /// What else is in the page differs from here.
+    page_stale: bool,
 }
 
 impl LocalApic {
@@ -193,6 +203,9 @@ impl LocalApic {
             init: false,
             startup: None,
             waiting_for_startup: id != 0,
+            page: None,
+            lent: false,
+            page_stale: true,
         }
     }
 
@@ -310,6 +323,104 @@ impl LocalApic {
             || self.init
             || self.startup.is_some()
             || interrupts_on && (self.deliverable != 0 || self.external_pending())
+    }
+
+    // Where the CPU does part of the work while the guest runs.
+
+    /// From now on, [`Self::lend`] can put the registers into `page`.
+    pub fn set_page(&mut self, page: Option<Arc<ApicPage>>) {
+        self.page = page;
+    }
+
+    /// Whether the CPU has the registers.
+    pub const fn is_lent(&self) -> bool {
+        self.lent
+    }
+
+    /// Lends the registers to the CPU that runs the guest: which is how it is to go about it, or `None` where it is
+    /// to leave this local APIC alone.
+    pub fn lend(&mut self) -> Option<ApicLoan> {
+        let access = match self.mmio_base() {
+            _ if !self.is_software_enabled() => return None,
+            Some(APIC_BASE) => ApicAccess::Memory,
+            Some(_) => return None,
+            None => ApicAccess::Msrs,
+        };
+        let page = &**self.page.as_ref()?;
+        if self.page_stale {
+            self.show(page);
+        }
+        page.write(ApicPage::TPR, u32::from(self.task_priority));
+        for n in 0..8 {
+            page.write(ApicPage::ISR | n << 4, self.in_service.register(n));
+            page.write(ApicPage::IRR | n << 4, self.requested.register(n));
+        }
+        let requested = core::mem::take(&mut self.requested).highest().unwrap_or(0);
+        (self.lent, self.page_stale) = (true, false);
+        Some(ApicLoan {
+            access,
+            requested,
+            in_service: self.in_service.highest().unwrap_or(0),
+            told: self.level_triggered.words(),
+        })
+    }
+
+    /// Takes them back, unless that is done, or a reset has made them void. Says whether they were lent.
+    pub fn take_back(&mut self) -> bool {
+        if !core::mem::take(&mut self.lent) {
+            return false;
+        }
+        let Some(page) = &self.page else { return false };
+        self.task_priority = page.read(ApicPage::TPR) as u8;
+        self.in_service = VectorSet::default();
+        for n in 0..8 {
+            self.in_service.insert_register(n, page.read(ApicPage::ISR | n << 4));
+            self.requested.insert_register(n, page.read(ApicPage::IRR | n << 4));
+        }
+        if !self.is_x2apic() {
+            let (low, high) = (page.read(register::ICR << 4), page.read(register::ICR_HIGH << 4));
+            self.icr = u64::from(high & 0xff00_0000) << 32 | u64::from(low & ICR_BITS);
+        }
+        self.arbitrate();
+        true
+    }
+
+    /// Writes the registers that the CPU only shows to the guest.
+    fn show(&self, page: &ApicPage) {
+        let x2apic = self.is_x2apic();
+        let (id, logical) =
+            if x2apic { (self.id, x2apic_logical_id(self.id)) } else { (self.id << 24, self.logical) };
+        let (icr, icr_high) = (self.icr as u32, (self.icr >> 32) as u32);
+        let registers = [
+            (register::ID, id),
+            (register::VERSION, VERSION),
+            (register::LDR, logical),
+            (register::DFR, self.destination_format),
+            (register::SVR, self.spurious),
+            (register::ESR, self.errors),
+            (register::ICR, icr),
+            (register::ICR_HIGH, icr_high),
+            (register::TIMER_INITIAL, self.timer.initial()),
+            (register::DIVIDE, self.timer.divide()),
+        ];
+        let lvt = (register::LVT_TIMER..).zip(self.lvt);
+        let trigger_mode = (0..8).map(|n| (register::TMR | n, self.level_triggered.register(n)));
+        for (register, value) in registers.into_iter().chain(lvt).chain(trigger_mode) {
+            page.write(register << 4, value);
+        }
+        // The x2APIC's ICR is the only register of 64 bits.
+        page.write(register::ICR << 4 | 4, if x2apic { icr_high } else { 0 });
+    }
+
+    /// The guest wrote the register at `offset`, where the CPU left the value in the page.
+    pub fn complete_write(&mut self, offset: u32, now: Instant) -> ApicEffect {
+        self.take_back();
+        let value = self.page.as_ref().map_or(0, |page| u64::from(page.read(offset)));
+        if self.is_x2apic() {
+            let index = MSR_X2APIC | offset >> 4;
+            return self.write_msr(index, value, now).unwrap_or(ApicEffect::None);
+        }
+        self.mmio_write(offset & !3, Width::Dword, value, now)
     }
 
     // Time.
@@ -434,7 +545,9 @@ impl LocalApic {
             register::ICR => Ok(self.icr),
             register::ID => Ok(u64::from(self.id)),
             register::LDR => Ok(u64::from(x2apic_logical_id(self.id))),
-            register::APR | register::RRD | register::DFR | register::ICR_HIGH => Err(GeneralProtection),
+            register::APR | register::RRD | register::DFR | register::ICR_HIGH | register::EOI => {
+                Err(GeneralProtection)
+            }
             register => self.read_register(register, now).map(u64::from).ok_or(GeneralProtection),
         }
     }
@@ -460,6 +573,7 @@ impl LocalApic {
             return self.set_apic_base(value).map(|()| ApicEffect::None);
         }
         let register = self.x2apic_register(index)?;
+        self.page_stale = true;
         if register == register::ICR {
             return self.write_x2apic_icr(value);
         }
@@ -506,6 +620,7 @@ impl LocalApic {
             (XAPIC | X2APIC, DISABLED) => self.clear(),
             _ => {}
         }
+        self.page_stale = true;
         // Which processor is the bootstrap one is the board's choice.
         self.base = value & !BASE_BSP | self.base & BASE_BSP;
         self.arbitrate();
@@ -557,13 +672,14 @@ impl LocalApic {
             return ApicEffect::None;
         }
         let value = value as u32;
+        self.page_stale = true;
         match (offset >> 4) & 0xff {
             // The ID is the vCPU's number, for good.
             register::ID => {}
             register::LDR => self.logical = value & 0xff00_0000,
             register::DFR => self.destination_format = value | 0x0fff_ffff,
             register::ICR => {
-                self.icr = self.icr >> 32 << 32 | u64::from(value & 0x000c_cfff);
+                self.icr = self.icr >> 32 << 32 | u64::from(value & ICR_BITS);
                 let destination = Destination::from_xapic((self.icr >> 56) as u8, value & (1 << 11) != 0);
                 return self.send(value, destination);
             }
@@ -580,6 +696,8 @@ impl LocalApic {
     fn read_register(&mut self, register: u32, now: Instant) -> Option<u32> {
         Some(match register {
             register::VERSION => VERSION,
+            // To be written only; what a read gives is not defined.
+            register::EOI => 0,
             register::TPR => u32::from(self.task_priority),
             register::PPR => u32::from(self.processor_priority),
             register::SVR => self.spurious,
@@ -755,9 +873,13 @@ impl LocalApic {
             return false;
         }
         self.requested.insert(vector);
-        match trigger {
-            Trigger::Edge => self.level_triggered.remove(vector),
-            Trigger::Level => self.level_triggered.insert(vector),
+        let level = trigger == Trigger::Level;
+        if level != self.level_triggered.contains(vector) {
+            self.page_stale = true;
+            match trigger {
+                Trigger::Edge => self.level_triggered.remove(vector),
+                Trigger::Level => self.level_triggered.insert(vector),
+            }
         }
         self.arbitrate();
         true
@@ -801,6 +923,7 @@ impl LocalApic {
             nmi: self.nmi,
             init: self.init,
             startup: self.startup,
+            page: self.page.take(),
             ..Self::new(self.id, self.timer.clock())
         };
     }
@@ -1171,6 +1294,88 @@ mod tests {
         assert!(!apic.matches(Destination::Physical(0xff)));
     }
 
+    #[test]
+    fn what_is_lent_comes_back_with_what_came_since() {
+        let (mut apic, page) = (enabled(), ApicPage::new());
+        assert_eq!(apic.lend(), None, "no CPU that could");
+        apic.set_page(Some(Arc::clone(&page)));
+        for vector in [0x41, 0x51] {
+            apic.accept(&message(vector, Trigger::Edge));
+        }
+        apic.accept(&message(0x33, Trigger::Level));
+        apic.acknowledge(0x51);
+        apic.set_task_priority(0x15);
+        let loan = apic.lend().unwrap();
+        let told = [1 << 0x33, 0, 0, 0];
+        let expected = ApicLoan { access: ApicAccess::Memory, requested: 0x41, in_service: 0x51, told };
+        assert_eq!(loan, expected);
+        let words = [(0x80, 0x15), (0x120, 1 << 17), (0x220, 2), (0x210, 8 << 16), (0x190, 8 << 16)];
+        for (offset, value) in words {
+            assert_eq!(page.read(offset), value, "{offset:#x}");
+        }
+        assert_eq!(apic.highest_request(), None);
+        apic.accept(&message(0x61, Trigger::Edge));
+        assert_eq!(apic.highest_request(), Some(0x61), "what came since");
+        // 0x51 ends, 0x41 goes into service, 0x32 is sent to itself, and the priority falls.
+        for (offset, value) in [(0x120, 2), (0x220, 0), (0x210, 8 << 16 | 4 << 16), (0x80, 0)] {
+            page.write(offset, value);
+        }
+        assert!(apic.take_back() && !apic.take_back());
+        assert_eq!((read(&mut apic, 0x80), read(&mut apic, 0xa0)), (0, 0x40));
+        assert_eq!(read(&mut apic, 0x120), 2);
+        assert_eq!((read(&mut apic, 0x210), read(&mut apic, 0x230)), (0xc << 16, 2));
+        assert_eq!(apic.pending_vector(), Some(0x61));
+    }
+
+    #[test]
+    fn a_reset_voids_the_loan() {
+        let (mut apic, page) = (enabled(), ApicPage::new());
+        apic.set_page(Some(Arc::clone(&page)));
+        apic.accept(&message(0x41, Trigger::Edge));
+        assert!(apic.lend().is_some());
+        apic.accept(&ApicMessage { delivery: DeliveryMode::Init, ..message(0, Trigger::Edge) });
+        assert!(!apic.take_back());
+        assert_eq!(apic.highest_request(), None);
+        assert_eq!(apic.lend(), None, "software-disabled");
+        let _ = write(&mut apic, XAPIC_SVR, 0x1ff);
+        wrmsr(&mut apic, MSR_APIC_BASE, 0xfed0_0800, Instant::ZERO);
+        assert_eq!(apic.lend(), None, "where the CPU does not look");
+    }
+
+    #[test]
+    fn the_page_shows_what_was_written() {
+        let (mut apic, page) = (enabled(), ApicPage::new());
+        apic.set_page(Some(Arc::clone(&page)));
+        let writes = [(0x320, u32::MAX, 0x7_00ff), (0xd0, u32::MAX, 0xff00_0000), (0x370, 0x31, 0x31)];
+        for (offset, written, expected) in writes {
+            apic.lend();
+            page.write(offset, written);
+            assert_eq!(apic.complete_write(offset, Instant::ZERO), ApicEffect::None);
+            apic.lend();
+            assert_eq!(page.read(offset), expected, "{offset:#x}");
+        }
+        // The CPU keeps the upper half to itself, the lower one sends.
+        page.write(0x310, 2 << 24 | 1);
+        page.write(0x300, 0x40fd);
+        let sent = ApicMessage { destination: Destination::Physical(2), ..message(0xfd, Trigger::Edge) };
+        assert_eq!(apic.complete_write(0x300, Instant::ZERO), ApicEffect::Send(sent));
+
+        let (mut apic, page) = (x2apic(0x25), ApicPage::new());
+        apic.set_page(Some(Arc::clone(&page)));
+        wrmsr(&mut apic, 0x80f, 0x1ff, Instant::ZERO);
+        let _ = apic.write_msr(0x830, 7 << 32 | 0x40fd, Instant::ZERO);
+        assert_eq!(apic.lend().map(|loan| loan.access), Some(ApicAccess::Msrs));
+        let registers = [(0x20, 0x25), (0x24, 0), (0xd0, 0x2_0020), (0x300, 0x40fd), (0x304, 7)];
+        for (offset, value) in registers {
+            assert_eq!(page.read(offset), value, "{offset:#x}");
+        }
+        // A vector that is none comes to us.
+        page.write(0x3f0, 5);
+        assert_eq!(apic.complete_write(0x3f0, Instant::ZERO), ApicEffect::None);
+        wrmsr(&mut apic, 0x828, 0, Instant::ZERO);
+        assert_eq!(apic.read_msr(0x828, Instant::ZERO), Ok(u64::from(SEND_ILLEGAL_VECTOR)));
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Read(u32, u8),
@@ -1181,6 +1386,7 @@ mod tests {
         Acknowledge,
         Advance,
         Intr(bool),
+        Loan,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -1198,6 +1404,7 @@ mod tests {
             Just(Step::Acknowledge),
             Just(Step::Advance),
             any::<bool>().prop_map(Step::Intr),
+            Just(Step::Loan),
         ]
     }
 
@@ -1205,6 +1412,7 @@ mod tests {
         #[test]
         fn no_guest_can_confuse_it(steps in prop::collection::vec((step(), any::<u32>()), 0..200)) {
             let mut apic = LocalApic::new(0, clock());
+            apic.set_page(Some(ApicPage::new()));
             let mut now = 0u64;
             for (step, time) in steps {
                 now += u64::from(time);
@@ -1239,6 +1447,14 @@ mod tests {
                         prop_assert!(apic.next_deadline().is_none_or(|next| next > at(now)));
                     }
                     Step::Intr(high) => apic.set_intr(high),
+                    Step::Loan => {
+                        let state = |apic: &LocalApic| {
+                            (apic.requested.clone(), apic.in_service.clone(), apic.task_priority, apic.icr)
+                        };
+                        let before = state(&apic);
+                        prop_assert_eq!(apic.lend().is_some(), apic.take_back());
+                        prop_assert_eq!(before, state(&apic));
+                    }
                 }
                 // The caches say what a search would.
                 let serving = apic.in_service.highest().unwrap_or(0);

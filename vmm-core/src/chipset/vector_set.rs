@@ -39,6 +39,20 @@ impl VectorSet {
         Some(word << 6 | bit)
     }
 
+    /// Adds the members that the 32-bit register `n` (0 to 7) shows.
+    pub(super) fn insert_register(&mut self, n: u32, bits: u32) {
+        if bits != 0 {
+            let word = n >> 1 & 3;
+            self.words[word as usize] |= u64::from(bits) << ((n & 1) << 5);
+            self.occupied |= 1 << word;
+        }
+    }
+
+    /// A bit for each vector.
+    pub(super) const fn words(&self) -> [u64; 4] {
+        self.words
+    }
+
     /// The 32-bit register `n` (0 to 7) of the eight that show the set.
     pub(super) fn register(&self, n: u32) -> u32 {
         (self.words[(n >> 1 & 3) as usize] >> ((n & 1) << 5)) as u32
@@ -66,13 +80,16 @@ mod tests {
                 prop_assert_eq!(set.highest(), model.last().copied());
                 prop_assert_eq!(set.contains(vector), add);
             }
+            let mut copy = VectorSet::default();
             for n in 0..8u32 {
                 let expected = model
                     .iter()
                     .filter(|&&v| u32::from(v) / 32 == n)
                     .fold(0u32, |bits, &v| bits | 1 << (v % 32));
                 prop_assert_eq!(set.register(n), expected);
+                copy.insert_register(n, expected);
             }
+            prop_assert_eq!(copy, set);
         }
     }
 }

@@ -140,6 +140,18 @@ pub enum Exit {
     Halt,
     /// PAUSE, where the CPU counts them.
     Pause,
+    /// The guest wrote a register of a local APIC that is lent to the CPU, and the CPU kept the value in its page;
+    /// RIP is behind the instruction.
+    ApicWrite {
+        /// The register's offset in the page.
+        offset: u32,
+    },
+    /// The guest ended an interrupt of which that is to be told, and the CPU has taken it out of service; RIP is
+    /// behind the instruction.
+    EndOfInterrupt {
+        /// The interrupt's vector.
+        vector: u8,
+    },
     /// MOV to CR8, where the backend must catch it.
     WriteTaskPriority,
     /// XSETBV of EDX:EAX to the register in ECX.

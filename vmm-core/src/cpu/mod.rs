@@ -10,6 +10,7 @@
 #[cfg(not(any(feature = "amd-v", feature = "vt-x")))]
 compile_error!("no guest runs without a backend: amd-v, vt-x or both");
 
+mod apic_page;
 mod context;
 mod exit;
 mod state;
@@ -24,6 +25,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 
+pub use apic_page::{APIC_BASE, ApicAccess, ApicLoan, ApicPage};
 pub use context::{HostFeatures, xcr0};
 pub use exit::{EntryFailure, Event, Exit, MemoryAccess, PortAccess, Width};
 pub use state::{
@@ -102,6 +104,15 @@ pub trait VirtualCpu: CpuView + Send {
     fn task_priority_class(&self) -> u8;
     /// Sets what the guest reads from CR8, 0 to 15.
     fn set_task_priority_class(&mut self, class: u8);
+    /// The page in which the CPU can work on the registers of a local APIC while the guest runs, where it can.
+    fn apic_page(&self) -> Option<Arc<ApicPage>> {
+        None
+    }
+    /// From the next entry on, has the CPU deliver interrupts by the registers in [`Self::apic_page`], and answer
+    /// the guest's accesses from there; without a loan it does neither.
+    fn lend_apic(&mut self, loan: Option<ApicLoan>) {
+        let _ = loan;
+    }
     /// A model-specific register that is part of the CPU's own state.
     fn system_msr(&self, msr: SystemMsr) -> u64;
     /// Sets such a register; the value has been checked.
@@ -219,7 +230,13 @@ impl Core {
             #[cfg(feature = "amd-v")]
             Backend::Svm(core) => NestedTables::new(memory, Format::Npt, core.largest_nested_page()),
             #[cfg(feature = "vt-x")]
-            Backend::Vmx(core) => NestedTables::new(memory, Format::Ept, core.largest_nested_page()),
+            Backend::Vmx(core) => {
+                let mut tables = NestedTables::new(memory, Format::Ept, core.largest_nested_page())?;
+                if core.lends_apics() {
+                    tables.trap(APIC_BASE);
+                }
+                Ok(tables)
+            }
         }
     }
 

@@ -7,5 +7,5 @@ mod walk;
 
 pub use address::{GuestPhys, HostPhys};
 pub use guest::{GuestMemory, HeapBlock, HostBlock, LayoutError, OutOfRange, Region};
-pub use nested::{Format, NestedTables, PageSize, TooHigh};
+pub use nested::{Format, NestedTables, PageSize, TooHigh, TrappingView};
 pub use walk::{Access, AccessKind, Marking, PageFault, Paging, Translation, locate, translate};

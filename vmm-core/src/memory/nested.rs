@@ -42,6 +42,14 @@ impl Format {
             Self::Ept => page.get() | 0b111 | (6 << 3) | large,
         }
     }
+
+    /// The bit without which nothing may be executed; AMD's format has the opposite.
+    const fn execute(self) -> u64 {
+        match self {
+            Self::Npt => 0,
+            Self::Ept => 0b100,
+        }
+    }
 }
 
 /// How much one entry may map.
@@ -57,10 +65,21 @@ pub enum PageSize {
 #[repr(C, align(4096))]
 struct Table([u64; 512]);
 
+/// Another view of a guest's memory: with one page more, which belongs to nobody and is never reached. The CPU
+/// knows its address, and does something else instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrappingView {
+    /// Where the top-level table lies.
+    pub root: HostPhys,
+    /// Where the page lies.
+    pub page: HostPhys,
+}
+
 /// One guest's nested page tables.
 pub struct NestedTables {
     // Boxed one by one: the hardware holds their addresses.
     tables: Vec<Box<Table>>,
+    trapping: Option<TrappingView>,
     format: Format,
     largest: PageSize,
     memory: Arc<GuestMemory>,
@@ -73,7 +92,8 @@ pub struct TooHigh(pub GuestPhys);
 impl NestedTables {
     /// The tables that map exactly `memory`, with pages of `largest` at most.
     pub fn new(memory: Arc<GuestMemory>, format: Format, largest: PageSize) -> Result<Self, TooHigh> {
-        let mut tables = Self { tables: Vec::new(), format, largest, memory: Arc::clone(&memory) };
+        let mut tables =
+            Self { tables: Vec::new(), trapping: None, format, largest, memory: Arc::clone(&memory) };
         tables.add_table();
         for region in memory.regions() {
             tables.map(region.base(), region.host(), region.len())?;
@@ -84,6 +104,29 @@ impl NestedTables {
     /// Where the top-level table lies.
     pub fn root(&self) -> HostPhys {
         self.tables.first().map_or(HostPhys::new(0), |table| address_of(table))
+    }
+
+    /// Adds a second view, in which there is a page at `at`, to read and write; no memory may be within a gigabyte
+    /// of it.
+    pub fn trap(&mut self, at: GuestPhys) {
+        let page = self.add_table();
+        let root = self.tables.len();
+        self.add_copy(self.root());
+        let mut table = root;
+        for level in (2..=LEVELS).rev() {
+            let slot = slot(at, level);
+            let next = self.tables.len();
+            let copy = self.add_copy(HostPhys::new(self.entry(table, slot) & !0xfff));
+            self.set_entry(table, slot, self.format.table(copy));
+            table = next;
+        }
+        self.set_entry(table, slot(at, 1), self.format.leaf(page, 1) & !self.format.execute());
+        self.trapping = self.tables.get(root).map(|root| TrappingView { root: address_of(root), page });
+    }
+
+    /// The second view, if there is one.
+    pub fn trapping(&self) -> Option<TrappingView> {
+        self.trapping
     }
 
     /// The memory that they map.
@@ -100,6 +143,16 @@ impl NestedTables {
         let table = Box::new(Table([0; 512]));
         let address = address_of(&table);
         self.tables.push(table);
+        address
+    }
+
+    /// Another table with the same entries as the one at `original`, or an empty one where none is there.
+    fn add_copy(&mut self, original: HostPhys) -> HostPhys {
+        let entries = self.tables.iter().find(|table| address_of(table) == original).map(|table| table.0);
+        let address = self.add_table();
+        if let (Some(copy), Some(entries)) = (self.tables.last_mut(), entries) {
+            copy.0 = entries;
+        }
         address
     }
 
@@ -246,6 +299,27 @@ mod tests {
         for at in [0, 0x1f_ffff, 0x3f_ffff] {
             assert_eq!(walk(&tables, at), Some((at + 0x1000, 1)));
         }
+    }
+
+    #[test]
+    fn a_second_view_has_one_page_more() {
+        const AT: u64 = 0xfee0_0000;
+        let mut tables = tables(&[(0, GIB, GIB), (4 * GIB, 8 * GIB, GIB)], PageSize::Gigabyte);
+        let before = tables.footprint();
+        assert_eq!(tables.trapping(), None);
+        tables.trap(GuestPhys::new(AT));
+        // The page itself, the way to it, nothing else.
+        assert_eq!(tables.footprint() - before, 5 * 4096);
+        let view = tables.trapping().unwrap();
+        assert_eq!(walk(&tables, AT), None, "the first view stays as it is");
+        let root = tables.tables.iter().position(|table| address_of(table) == view.root).unwrap();
+        tables.tables.swap(0, root);
+        assert_eq!(walk(&tables, AT + 0x80), Some((view.page.get() + 0x80, 1)));
+        for at in [AT - 1, AT + 0x1000, 2 * GIB] {
+            assert_eq!(walk(&tables, at), None, "{at:#x}");
+        }
+        assert_eq!(walk(&tables, 0x1234), Some((GIB + 0x1234, 3)));
+        assert_eq!(walk(&tables, 4 * GIB), Some((8 * GIB, 3)));
     }
 
     #[test]

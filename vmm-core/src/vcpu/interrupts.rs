@@ -1,6 +1,7 @@
 //! Interrupts on their way into a virtual CPU, and the timers that raise them.
 
 use super::Vcpu;
+use crate::chipset::ApicEffect;
 use crate::cpu::{CpuState, Event, rflags};
 use crate::guest::End;
 use crate::time::Instant;
@@ -47,6 +48,7 @@ impl Vcpu {
         self.attention = false;
         let mut waiting = None;
         let Some(mut apic) = self.guest.apics.lock(self.index as usize) else { return };
+        apic.take_back();
         apic.set_task_priority_class(self.cpu.task_priority_class());
 
         if apic.nmi_pending() {
@@ -71,7 +73,12 @@ impl Vcpu {
             let Some(relocked) = self.guest.apics.lock(self.index as usize) else { return };
             apic = relocked;
         }
-        if let Some(vector) = apic.highest_request() {
+        // What waits for RFLAGS.IF waits for a window even where the CPU delivers interrupts by itself: Bochs 2.7
+        // would deliver it with IF clear when an interrupt of the host's comes meanwhile.
+        let deliverable = apic.pending_vector();
+        let request = apic.highest_request();
+        let loan = apic.lend();
+        if let Some(vector) = if loan.is_some() { deliverable } else { request } {
             waiting = Some(vector >> 4);
         }
         if apic.external_pending() {
@@ -79,6 +86,7 @@ impl Vcpu {
             waiting = Some(16);
         }
         drop(apic);
+        self.cpu.lend_apic(loan);
         if waiting.is_some() || self.window {
             self.window = waiting.is_some();
             self.cpu.request_interrupt_window(waiting);
@@ -89,24 +97,49 @@ impl Vcpu {
     pub(super) fn has_interrupt(&mut self) -> bool {
         let interrupts_on = self.cpu.registers().rflags & rflags::IF != 0;
         let Some(mut apic) = self.guest.apics.lock(self.index as usize) else { return false };
+        let lent = apic.take_back();
         apic.set_task_priority_class(self.cpu.task_priority_class());
         let wakes = apic.has_event(interrupts_on);
-        self.attention |= wakes;
+        self.attention |= lent || wakes;
         wakes
     }
 
     /// CR8 and the task-priority register are one: shows the local APIC what was written to CR8.
     pub(super) fn note_task_priority(&mut self) {
-        if let Some(mut apic) = self.guest.apics.lock(self.index as usize) {
+        if let Some(mut apic) = self.guest.apics.lock(self.index as usize)
+            && !apic.is_lent()
+        {
             apic.set_task_priority_class(self.cpu.task_priority_class());
         }
     }
 
-    /// The other way round: shows the CPU what was written to the local APIC.
-    pub(super) fn show_task_priority(&mut self) {
-        if let Some(apic) = self.guest.apics.lock(self.index as usize) {
+    /// The other way round: shows the CPU what was written to the local APIC. Says whether interrupts may be
+    /// deliverable that were not.
+    pub(super) fn show_task_priority(&mut self) -> bool {
+        let Some(apic) = self.guest.apics.lock(self.index as usize) else { return false };
+        if !apic.is_lent() {
             self.cpu.set_task_priority_class(apic.task_priority() >> 4);
         }
+        !apic.is_lent() || apic.highest_request().is_some() || apic.nmi_pending() || apic.external_pending()
+    }
+
+    /// Does what a write to a register asks for whose value the CPU has kept.
+    pub(super) fn complete_apic_write(&mut self, offset: u32) {
+        let now = self.guest.host().now();
+        if let Some(mut apic) = self.guest.apics.lock(self.index as usize) {
+            let effect = apic.complete_write(offset, now);
+            drop(apic);
+            self.guest.follow(effect, now, self.index);
+        }
+        self.show_task_priority();
+        (self.attention, self.deadline_moved) = (true, true);
+    }
+
+    /// Tells the board of the end of an interrupt that the CPU has taken out of service.
+    pub(super) fn follow_end_of_interrupt(&mut self, vector: u8) {
+        let now = self.guest.host().now();
+        self.guest.follow(ApicEffect::EndOfInterrupt { vector }, now, self.index);
+        self.attention = true;
     }
 
     /// Raises what is due at `now`.

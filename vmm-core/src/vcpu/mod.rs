@@ -68,6 +68,9 @@ pub struct Vcpu {
 impl Vcpu {
     /// CPU number `index` of `guest`, in the state its boot protocol loaded into `cpu`.
     pub fn new(guest: Arc<Guest>, index: u32, cpu: Box<dyn VirtualCpu>, cpuid: CpuidView) -> Self {
+        if let Some(mut apic) = guest.apics.lock(index as usize) {
+            apic.set_page(cpu.apic_page());
+        }
         Self {
             tsc: guest.clock,
             guest,
@@ -163,6 +166,8 @@ impl Vcpu {
                     self.skip(Kind::Pause);
                     return Left::Yielded;
                 }
+                Exit::ApicWrite { offset } => self.complete_apic_write(offset),
+                Exit::EndOfInterrupt { vector } => self.follow_end_of_interrupt(vector),
                 Exit::WriteTaskPriority => self.write_task_priority(),
                 Exit::Xsetbv => self.xsetbv(),
                 // The guests' caches are the machine's, and coherent: none has anything of its own to flush.
@@ -300,8 +305,7 @@ impl Vcpu {
             Ok(None) => self.pause_string(),
             Err(error) => self.refuse(error),
         }
-        self.show_task_priority();
-        self.attention = true;
+        self.attention |= self.show_task_priority();
         self.deadline_moved = true;
     }
 
@@ -352,9 +356,12 @@ struct DeviceBus<'a> {
 impl DeviceBus<'_> {
     /// The offset into this CPU's local APIC page, when `address` lies there.
     fn local_apic(&self, address: GuestPhys) -> Option<(MutexGuard<'_, LocalApic>, u32)> {
-        let apic = self.guest.apics.lock(self.vcpu as usize)?;
+        let mut apic = self.guest.apics.lock(self.vcpu as usize)?;
         let offset = address.offset_from(apic.mmio_base()?)?;
-        (offset < LOCAL_APIC_BYTES).then_some((apic, offset as u32))
+        (offset < LOCAL_APIC_BYTES).then(|| {
+            apic.take_back();
+            (apic, offset as u32)
+        })
     }
 }
 

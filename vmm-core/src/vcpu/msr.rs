@@ -76,7 +76,10 @@ impl Vcpu {
             MSR_APIC_BASE | MSR_TSC_DEADLINE | MSR_X2APIC..0x900 => {
                 let now = self.guest.host().now();
                 let mut apic = self.guest.apics.lock(self.index as usize).ok_or(GeneralProtection)?;
-                apic.set_task_priority_class(self.cpu.task_priority_class());
+                if index >= MSR_X2APIC {
+                    self.attention |= apic.take_back();
+                    apic.set_task_priority_class(self.cpu.task_priority_class());
+                }
                 return apic.read_msr(index, now).map_err(|_| GeneralProtection);
             }
             IA32_TSC => self.tsc.ticks_at(self.guest.host().now()),
@@ -101,14 +104,19 @@ impl Vcpu {
             MSR_APIC_BASE | MSR_TSC_DEADLINE | MSR_X2APIC..0x900 => {
                 let now = self.guest.host().now();
                 let mut apic = self.guest.apics.lock(self.index as usize).ok_or(GeneralProtection)?;
-                apic.set_task_priority_class(self.cpu.task_priority_class());
+                // The timer is not the CPU's, whoever has the rest.
+                if index != MSR_TSC_DEADLINE {
+                    self.attention |= apic.take_back();
+                    apic.set_task_priority_class(self.cpu.task_priority_class());
+                }
                 let effect = apic.write_msr(index, value, now).map_err(|_| GeneralProtection)?;
-                let class = apic.task_priority() >> 4;
+                self.attention |= !apic.is_lent() || apic.highest_request().is_some();
                 self.apic_enabled = apic.is_enabled();
+                if index != MSR_TSC_DEADLINE {
+                    self.cpu.set_task_priority_class(apic.task_priority() >> 4);
+                }
                 drop(apic);
-                self.cpu.set_task_priority_class(class);
                 self.guest.follow(effect, now, self.index);
-                self.attention = true;
                 self.deadline_moved = moves_deadline(index);
                 Ok(())
             }

@@ -88,6 +88,11 @@ pub fn enable_x2apic() {
     X2APIC.store(true, Relaxed);
 }
 
+/// Reaches it through its page again: IA32_APIC_BASE says so already.
+pub fn leave_x2apic() {
+    X2APIC.store(false, Relaxed);
+}
+
 /// Interrupt command: to this CPU alone.
 const TO_SELF: u32 = 1 << 18;
 /// Interrupt command, local vector table: a non-maskable interrupt.

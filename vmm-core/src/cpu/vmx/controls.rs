@@ -1,7 +1,7 @@
 //! The VM-execution, VM-exit and VM-entry controls, computed from what the CPU can do (SDM 25.6 to 25.8).
 
 use super::capabilities::{Allowed, Capabilities};
-use crate::cpu::Unsupported;
+use crate::cpu::{ApicAccess, Unsupported};
 
 /// Pin-based VM-execution controls (SDM table 25-5).
 pub mod pin {
@@ -31,11 +31,15 @@ pub mod primary {
 
 /// Secondary processor-based VM-execution controls (SDM table 25-7).
 pub mod secondary {
+    pub const VIRTUALIZE_APIC_ACCESSES: u32 = 1 << 0;
     pub const ENABLE_EPT: u32 = 1 << 1;
     pub const ENABLE_RDTSCP: u32 = 1 << 3;
+    pub const VIRTUALIZE_X2APIC_MODE: u32 = 1 << 4;
     pub const ENABLE_VPID: u32 = 1 << 5;
     pub const WBINVD_EXITING: u32 = 1 << 6;
     pub const UNRESTRICTED_GUEST: u32 = 1 << 7;
+    pub const APIC_REGISTER_VIRTUALIZATION: u32 = 1 << 8;
+    pub const VIRTUAL_INTERRUPT_DELIVERY: u32 = 1 << 9;
     pub const PAUSE_LOOP_EXITING: u32 = 1 << 10;
     pub const ENABLE_INVPCID: u32 = 1 << 12;
 }
@@ -64,7 +68,14 @@ pub struct Controls {
     pub secondary: u32,
     pub exit: u32,
     pub entry: u32,
+    /// Whether local APICs may be lent to the CPU: all of [`LOCAL_APIC`] is there.
+    pub lends_apics: bool,
 }
+
+/// What the CPU does with a local APIC that is lent to it, however the guest reaches it.
+const LENT: u32 = secondary::APIC_REGISTER_VIRTUALIZATION | secondary::VIRTUAL_INTERRUPT_DELIVERY;
+/// What it takes to lend it, in both modes.
+const LOCAL_APIC: u32 = LENT | secondary::VIRTUALIZE_APIC_ACCESSES | secondary::VIRTUALIZE_X2APIC_MODE;
 
 const PIN: &[(u32, &str)] = &[
     (pin::EXTERNAL_INTERRUPT_EXITING, "external-interrupt exiting"),
@@ -134,7 +145,8 @@ impl Controls {
             // Without INVVPID a VPID's translations could not be dropped: entries and exits flush instead.
             secondary_bits &= !secondary::ENABLE_VPID;
         }
-        let task_priority: &[(u32, &str)] = if primary.possible & primary::USE_TPR_SHADOW != 0 {
+        let tpr_shadow = primary.possible & primary::USE_TPR_SHADOW != 0;
+        let task_priority: &[(u32, &str)] = if tpr_shadow {
             &[(primary::USE_TPR_SHADOW, "TPR shadow")]
         } else {
             &[
@@ -143,12 +155,23 @@ impl Controls {
             ]
         };
         Ok(Self {
+            lends_apics: tpr_shadow && secondary.possible & LOCAL_APIC == LOCAL_APIC,
             pin: capabilities.pin.with(PIN)?,
             primary: primary.with(PRIMARY)? | primary.with(task_priority)?,
             secondary: secondary_bits & secondary.possible | secondary.required,
             exit: capabilities.exit.with(EXIT)?,
             entry: capabilities.entry.with(ENTRY)?,
         })
+    }
+
+    /// The secondary controls for a guest whose local APIC is lent to the CPU, or not.
+    pub const fn secondary_with(&self, lent: Option<ApicAccess>) -> u32 {
+        self.secondary
+            | match lent {
+                None => 0,
+                Some(ApicAccess::Memory) => LENT | secondary::VIRTUALIZE_APIC_ACCESSES,
+                Some(ApicAccess::Msrs) => LENT | secondary::VIRTUALIZE_X2APIC_MODE,
+            }
     }
 
     /// Whether CR8 lives in the virtual-APIC page.
@@ -246,5 +269,23 @@ mod tests {
         let mut no_invvpid = generous();
         no_invvpid.ept_vpid &= !(1 << 32);
         assert!(!Controls::choose(&no_invvpid).unwrap().vpid());
+    }
+
+    #[test]
+    fn a_local_apic_is_lent_whole_or_not_at_all() {
+        let controls = Controls::choose(&generous()).unwrap();
+        assert!(controls.lends_apics);
+        assert_eq!(controls.secondary & LOCAL_APIC, 0, "the guest's own mode decides");
+        assert_eq!(controls.secondary_with(None), controls.secondary);
+        assert_eq!(controls.secondary_with(Some(ApicAccess::Memory)) & LOCAL_APIC, 0x301);
+        assert_eq!(controls.secondary_with(Some(ApicAccess::Msrs)) & LOCAL_APIC, 0x310);
+        for missing in [1, 1 << 4, 1 << 8, 1 << 9] {
+            let mut less = generous();
+            less.secondary.possible &= !missing;
+            assert!(!Controls::choose(&less).unwrap().lends_apics);
+        }
+        let mut no_shadow = generous();
+        no_shadow.primary.possible &= !primary::USE_TPR_SHADOW;
+        assert!(!Controls::choose(&no_shadow).unwrap().lends_apics);
     }
 }

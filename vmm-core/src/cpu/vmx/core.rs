@@ -30,6 +30,8 @@ pub struct Shared {
     pub hygiene: Hygiene,
     /// Which MSRs exit.
     pub msr_bitmap: Box<MsrBitmap>,
+    /// The same where an x2APIC is lent to the CPU.
+    pub x2apic_bitmap: Box<MsrBitmap>,
 }
 
 /// A core that executed VMXON, with what it shares between its virtual CPUs.
@@ -72,6 +74,7 @@ impl Core {
             controls,
             hygiene: Hygiene::detect(),
             msr_bitmap: MsrBitmap::new(&features),
+            x2apic_bitmap: MsrBitmap::with_x2apic(&features),
         };
         Ok(Self { shared: Arc::new(shared), _region: region, tags: Tags::new(VPIDS), last_attached: 0 })
     }
@@ -93,13 +96,18 @@ impl Core {
         }
     }
 
+    /// Whether local APICs can be lent to the CPU.
+    pub fn lends_apics(&self) -> bool {
+        self.shared.controls.lends_apics
+    }
+
     /// What all virtual CPUs of this core share.
     pub fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
     }
 
     /// The tag to use now in place of `held`. What must be forgotten before its use has been.
-    pub fn tag(&mut self, held: Tag, ept_pointer: u64) -> Tag {
+    pub fn tag(&mut self, held: Tag, ept_pointers: [u64; 2]) -> Tag {
         let (tag, flush) = self.tags.assign(held);
         let Shared { capabilities, controls, .. } = &*self.shared;
         let scope = |single: bool| if flush == Flush::Tag && single { Scope::Single } else { Scope::All };
@@ -108,7 +116,9 @@ impl Core {
             // and uses VPIDs only where there is INVVPID.
             unsafe {
                 // The guest's nested tables may lie where another's lay before.
-                vmcs::invept(scope(capabilities.invept_single()), ept_pointer);
+                for pointer in ept_pointers {
+                    vmcs::invept(scope(capabilities.invept_single()), pointer);
+                }
                 if controls.vpid() {
                     vmcs::invvpid(scope(capabilities.invvpid_single()), tag.number as u16);
                 }
@@ -141,6 +151,7 @@ impl fmt::Display for Core {
             (capabilities.ept_gigabyte_pages(), "1 GiB pages"),
             (controls.vpid(), "VPID"),
             (controls.tpr_shadow(), "TPR shadow"),
+            (controls.lends_apics, "APIC-register and x2APIC virtualization, virtual-interrupt delivery"),
             (controls.pause_loop_exiting(), "PAUSE-loop exiting"),
             (features.ibpb, "IBPB"),
             (hygiene.flush_l1d, "L1D flush"),

@@ -1,6 +1,6 @@
 //! Exit reasons (SDM volume 3, appendix C) and exit qualifications (SDM 28.2.1).
 
-use crate::cpu::{MemoryAccess, PortAccess, Width};
+use crate::cpu::{APIC_BASE, MemoryAccess, PortAccess, Width};
 use crate::memory::GuestPhys;
 
 /// Bit 31 of the exit reason: the guest was not entered at all.
@@ -34,12 +34,15 @@ pub mod reason {
     pub const PAUSE: u16 = 40;
     pub const MACHINE_CHECK_DURING_ENTRY: u16 = 41;
     pub const TPR_BELOW_THRESHOLD: u16 = 43;
+    pub const APIC_ACCESS: u16 = 44;
+    pub const VIRTUALIZED_EOI: u16 = 45;
     pub const EPT_VIOLATION: u16 = 48;
     pub const EPT_MISCONFIGURATION: u16 = 49;
     pub const INVEPT: u16 = 50;
     pub const INVVPID: u16 = 53;
     pub const WBINVD: u16 = 54;
     pub const XSETBV: u16 = 55;
+    pub const APIC_WRITE: u16 = 56;
 }
 
 /// Whether the exit was caused by an instruction whose length the CPU tells (SDM 28.2.5), and that ends here.
@@ -93,6 +96,15 @@ impl EptViolation {
     }
 }
 
+/// An APIC access's qualification (SDM table 28-6): one that the CPU does not answer by itself.
+pub const fn apic_access(qualification: u64) -> MemoryAccess {
+    MemoryAccess {
+        address: GuestPhys::new(APIC_BASE.get() | qualification & 0xfff),
+        write: qualification >> 12 & 0xf == 1,
+        fetch: false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +126,12 @@ mod tests {
         assert_eq!(write.address, GuestPhys::new(0xfee0_0000));
         assert!(EptViolation(0b100).access(0).fetch);
         assert!(EptViolation(1 << 12).unblocked_nmi());
+    }
+
+    #[test]
+    fn apic_accesses_are_told_by_offset() {
+        assert_eq!(apic_access(0x0390).address, GuestPhys::new(0xfee0_0390));
+        assert!(apic_access(0x1300).write && !apic_access(0x0300).write);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::unswitched::PASSED_THROUGH;
 use crate::cpu::{HostFeatures, SystemMsr};
 use crate::memory::HostPhys;
 use alloc::boxed::Box;
+use core::ops::RangeInclusive;
 
 const IA32_TSC: u32 = 0x10;
 const IA32_PRED_CMD: u32 = 0x49;
@@ -40,6 +41,27 @@ impl MsrBitmap {
         bitmap
     }
 
+    /// The same, but for the registers of an x2APIC that the CPU answers for by itself: all that can be read but
+    /// the timer's current count and the processor priority, and of those written the ones that concern nobody else.
+    pub fn with_x2apic(features: &HostFeatures) -> Box<Self> {
+        const READABLE: [RangeInclusive<u32>; 8] = [
+            0x802..=0x803, // ID, version
+            0x808..=0x808, // TPR
+            0x80d..=0x80d, // LDR
+            0x80f..=0x828, // SVR, ISR, TMR, IRR, ESR
+            0x830..=0x830, // ICR
+            0x832..=0x837, // LVT
+            0x838..=0x838, // initial count
+            0x83e..=0x83e, // divide configuration
+        ];
+        /// TPR, EOI, self-IPI.
+        const WRITABLE: [u32; 3] = [0x808, 0x80b, 0x83f];
+        let mut bitmap = Self::new(features);
+        READABLE.into_iter().flatten().for_each(|msr| bitmap.allow(READS, msr));
+        WRITABLE.into_iter().for_each(|msr| bitmap.allow(WRITES, msr));
+        bitmap
+    }
+
     /// Where it lies.
     pub fn address(&self) -> HostPhys {
         HostPhys::new(self.0.as_ptr().expose_provenance() as u64)
@@ -61,6 +83,19 @@ impl MsrBitmap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_x2apic_keeps_its_commands_and_its_clock() {
+        let bitmap = MsrBitmap::with_x2apic(&HostFeatures::default());
+        let exits = |half: usize, msr: usize| bitmap.0[half + msr / 8] & 1 << (msr % 8) != 0;
+        for msr in [0x800, 0x801, 0x804, 0x809, 0x80a, 0x80b, 0x80e, 0x829, 0x831, 0x839, 0x83f, 0x840] {
+            assert!(exits(READS, msr), "{msr:#x}");
+        }
+        for msr in 0x800..0x900 {
+            assert_eq!(exits(WRITES, msr), ![0x808, 0x80b, 0x83f].contains(&msr), "{msr:#x}");
+        }
+        assert!(!exits(READS, 0x810) && !exits(READS, 0x827) && !exits(READS, 0x838));
+    }
 
     #[test]
     fn only_what_is_allowed_passes() {

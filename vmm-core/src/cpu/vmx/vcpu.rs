@@ -8,7 +8,7 @@ use super::controls::{entry, primary};
 use super::core::{Core, Shared};
 use super::enter::{Switch, deliver_host_nmi, enter};
 use super::event::{ALIGNMENT_CHECK, DEBUG, Injection, MACHINE_CHECK};
-use super::exit::{ENTRY_FAILURE, EptViolation, port_access, reason, tells_instruction_length};
+use super::exit::{ENTRY_FAILURE, EptViolation, apic_access, port_access, reason, tells_instruction_length};
 use super::guest_state::{GuestState, SEGMENTS, VmcsSegment, interruptibility};
 use super::host_state;
 use super::task_switch::{Request, Source, Task, switch};
@@ -18,11 +18,12 @@ use crate::cpu::context::Context;
 use crate::cpu::state::PAT_AT_RESET;
 use crate::cpu::tags::Tag;
 use crate::cpu::{
-    Backend, CodeSize, ControlRegisters, CpuState, CpuView, EntryFailure, Event, Exit, Gpr, Registers,
-    Segment, SegmentRegister, SystemMsr, VirtualCpu, rflags,
+    ApicAccess, ApicLoan, ApicPage, Backend, CodeSize, ControlRegisters, CpuState, CpuView, EntryFailure,
+    Event, Exit, Gpr, Registers, Segment, SegmentRegister, SystemMsr, VirtualCpu, rflags,
 };
 use crate::memory::{GuestPhys, HostPhys, NestedTables};
 use ::core::cell::Cell;
+use ::core::mem;
 use ::core::sync::atomic::{AtomicU64, Ordering};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -53,31 +54,6 @@ const BUSY_TSS: u32 = 11;
 const IN_REGISTERS: [Field; 3] = [field::GUEST_RIP, field::GUEST_RSP, field::GUEST_RFLAGS];
 
 static IDENTITIES: AtomicU64 = AtomicU64::new(1);
-
-/// The page in which the CPU keeps CR8 for a guest (SDM 30.1); nothing else of it is in use.
-#[repr(C, align(4096))]
-struct VirtualApic([u8; 0x1000]);
-
-impl VirtualApic {
-    /// The virtual task-priority register.
-    const VTPR: usize = 0x80;
-
-    fn address(&self) -> HostPhys {
-        HostPhys::new(self.0.as_ptr().expose_provenance() as u64)
-    }
-
-    fn task_priority_class(&self) -> u8 {
-        let place = self.0.as_ptr().wrapping_add(Self::VTPR);
-        // SAFETY: a byte of ours, that the CPU writes while the guest runs.
-        unsafe { place.read_volatile() >> 4 }
-    }
-
-    fn set_task_priority_class(&mut self, class: u8) {
-        let place = self.0.as_mut_ptr().wrapping_add(Self::VTPR);
-        // SAFETY: as for the read; the guest does not run now.
-        unsafe { place.write_volatile(class << 4) }
-    }
-}
 
 /// A 32-bit field that entries keep up to date, written only where it changes.
 struct Tracked {
@@ -134,11 +110,13 @@ pub struct Vcpu {
     controls_change: bool,
     /// What [`CpuView::control`] found since the last exit.
     control: Cell<Option<ControlRegisters>>,
+    /// The local APIC that is lent to the CPU, if it is.
+    apic_loan: Option<ApicLoan>,
     identity: u64,
     tag: Tag,
     // The hardware reads and writes all of these as long as this CPU may run.
     region: Box<Region>,
-    virtual_apic: Box<VirtualApic>,
+    virtual_apic: Arc<ApicPage>,
     shared: Arc<Shared>,
     tables: Arc<NestedTables>,
 }
@@ -177,7 +155,8 @@ impl Vcpu {
             identity: IDENTITIES.fetch_add(1, Ordering::Relaxed),
             tag: Tag::default(),
             region: Region::new(capabilities.revision()),
-            virtual_apic: Box::new(VirtualApic([0; 0x1000])),
+            apic_loan: None,
+            virtual_apic: ApicPage::new(),
             shared,
             tables,
         };
@@ -185,10 +164,31 @@ impl Vcpu {
         vcpu
     }
 
-    /// What the CPU finds the nested tables by: where they lie, four levels, write-back or uncached.
-    fn ept_pointer(&self) -> u64 {
+    /// What the CPU finds nested tables by: where they lie, four levels, write-back or uncached.
+    fn ept_pointer(&self, root: HostPhys) -> u64 {
         let memory_type = if self.shared.capabilities.ept_write_back() { 6 } else { 0 };
-        self.tables.root().get() | 3 << 3 | memory_type
+        root.get() | 3 << 3 | memory_type
+    }
+
+    /// The nested tables without and with the page that stands for a lent local APIC.
+    fn ept_pointers(&self) -> [u64; 2] {
+        let plain = self.tables.root();
+        [plain, self.tables.trapping().map_or(plain, |view| view.root)].map(|root| self.ept_pointer(root))
+    }
+
+    /// What depends on how the guest reaches a local APIC that is lent to the CPU, if one is.
+    fn apic_fields(&self) -> [(Field, u64); 3] {
+        let access = self.apic_loan.map(|loan| loan.access);
+        let [plain, trapping] = self.ept_pointers();
+        let bitmap = match access {
+            Some(ApicAccess::Msrs) => &self.shared.x2apic_bitmap,
+            _ => &self.shared.msr_bitmap,
+        };
+        [
+            (field::SECONDARY_CONTROLS, u64::from(self.shared.controls.secondary_with(access))),
+            (field::EPT_POINTER, if access == Some(ApicAccess::Memory) { trapping } else { plain }),
+            (field::MSR_BITMAP, bitmap.address().get()),
+        ]
     }
 
     /// The values of [`IN_REGISTERS`].
@@ -201,7 +201,6 @@ impl Vcpu {
         let controls = &self.shared.controls;
         for (field, value) in [
             (field::PIN_CONTROLS, u64::from(controls.pin)),
-            (field::SECONDARY_CONTROLS, u64::from(controls.secondary)),
             (field::EXIT_CONTROLS, u64::from(controls.exit)),
             (field::EXCEPTION_BITMAP, u64::from(EXCEPTIONS)),
             (field::PAGE_FAULT_MASK, 0),
@@ -211,8 +210,6 @@ impl Vcpu {
             (field::EXIT_MSR_LOAD_COUNT, 0),
             (field::ENTRY_MSR_LOAD_COUNT, 0),
             (field::ENTRY_INTERRUPTION_INFORMATION, 0),
-            (field::MSR_BITMAP, self.shared.msr_bitmap.address().get()),
-            (field::EPT_POINTER, self.ept_pointer()),
             (field::TSC_OFFSET, self.tsc_offset),
             (field::CR0_MASK, self.cr0.mask()),
             (field::CR0_SHADOW, self.cr0_shadow),
@@ -221,8 +218,14 @@ impl Vcpu {
         ] {
             current.write(field, value);
         }
+        for (field, value) in self.apic_fields() {
+            current.write(field, value);
+        }
         if controls.tpr_shadow() {
             current.write(field::VIRTUAL_APIC_PAGE, self.virtual_apic.address().get());
+        }
+        if let Some(view) = self.tables.trapping() {
+            current.write(field::APIC_ACCESS_PAGE, view.page.get());
         }
         if controls.pause_loop_exiting() {
             current.write(field::PAUSE_LOOP_GAP, PAUSE_LOOP_GAP);
@@ -316,7 +319,7 @@ impl Vcpu {
     fn update_controls(&mut self) {
         self.controls_change = false;
         let after_sti = self.nmi_waits && self.interruptibility() & interruptibility::BLOCKING_BY_STI != 0;
-        let class = self.virtual_apic.task_priority_class();
+        let class = self.task_priority_class();
         let Some(current) = &mut self.current else { return };
 
         // An interrupt waits for RFLAGS.IF, or first for the guest to lower its task priority. An NMI waits
@@ -384,6 +387,9 @@ impl Vcpu {
             reason::WRMSR => Exit::WriteMsr,
             reason::IO_INSTRUCTION => Exit::Port(port_access(qualification())),
             reason::EPT_VIOLATION => self.ept_violation(EptViolation(qualification())),
+            reason::APIC_WRITE => Exit::ApicWrite { offset: qualification() as u32 & 0xfff },
+            reason::VIRTUALIZED_EOI => Exit::EndOfInterrupt { vector: qualification() as u8 },
+            reason::APIC_ACCESS if self.injection.is_none() => Exit::Memory(apic_access(qualification())),
             reason::HLT => Exit::Halt,
             reason::PAUSE => Exit::Pause,
             // An INIT waits until VMX operation ends: nothing to do about it, and no harm.
@@ -674,7 +680,7 @@ impl Vcpu {
 
     fn bad_control(&self) -> Option<&'static str> {
         let threshold = self.tpr_threshold.written.unwrap_or(0);
-        bad_control(self.injection, self.protected(), threshold, self.virtual_apic.task_priority_class())
+        bad_control(self.injection, self.protected(), threshold, self.task_priority_class())
     }
 
     fn explain_entry_failure(&self, current: &Current, exit_reason: u32) -> Exit {
@@ -788,7 +794,8 @@ impl VirtualCpu for Vcpu {
         self.unswitched = Unswitched::new(cr2);
         self.spec_ctrl = 0;
         (self.injection, self.waiting_class, self.nmi_waits) = (None, None, false);
-        self.virtual_apic.set_task_priority_class(0);
+        self.set_task_priority_class(0);
+        self.apic_loan = None;
         self.control.set(None);
         // Nothing cached under the old identifier belongs to the new state.
         self.tag = Tag::default();
@@ -800,7 +807,7 @@ impl VirtualCpu for Vcpu {
         if self.current.is_some() {
             return;
         }
-        self.tag = core.tag(self.tag, self.ept_pointer());
+        self.tag = core.tag(self.tag, self.ept_pointers());
         if self.stale {
             // SAFETY: a `Core` exists only on a core in VMX operation.
             let _ = unsafe { vmcs::clear(&self.region) };
@@ -896,11 +903,34 @@ impl VirtualCpu for Vcpu {
     }
 
     fn task_priority_class(&self) -> u8 {
-        self.virtual_apic.task_priority_class()
+        (self.virtual_apic.read(ApicPage::TPR) >> 4) as u8 & 0xf
     }
 
     fn set_task_priority_class(&mut self, class: u8) {
-        self.virtual_apic.set_task_priority_class(class & 0xf);
+        self.virtual_apic.write(ApicPage::TPR, u32::from(class & 0xf) << 4);
+    }
+
+    fn apic_page(&self) -> Option<Arc<ApicPage>> {
+        self.shared.controls.lends_apics.then(|| Arc::clone(&self.virtual_apic))
+    }
+
+    fn lend_apic(&mut self, loan: Option<ApicLoan>) {
+        let before = mem::replace(&mut self.apic_loan, loan);
+        let changes_access = before.map(|loan| loan.access) != loan.map(|loan| loan.access);
+        let fields = changes_access.then(|| self.apic_fields());
+        let Some(current) = &mut self.current else { return };
+        for (field, value) in fields.into_iter().flatten() {
+            current.write(field, value);
+        }
+        let Some(loan) = loan else { return };
+        // Requested, and in service (SDM 25.4.2).
+        let status = u64::from(loan.requested) | u64::from(loan.in_service) << 8;
+        current.write(field::GUEST_INTERRUPT_STATUS, status);
+        if before.is_none_or(|before| before.told != loan.told) {
+            for (field, vectors) in field::EOI_EXIT_BITMAPS.into_iter().zip(loan.told) {
+                current.write(field, vectors);
+            }
+        }
     }
 
     fn system_msr(&self, msr: SystemMsr) -> u64 {

@@ -29,6 +29,7 @@ pub mod field {
 
     pub const VPID: Field = Field(0x0000);
     pub const GUEST_ES_SELECTOR: Field = Field(0x0800);
+    pub const GUEST_INTERRUPT_STATUS: Field = Field(0x0810);
     pub const HOST_ES_SELECTOR: Field = Field(0x0c00);
     pub const HOST_CS_SELECTOR: Field = Field(0x0c02);
     pub const HOST_SS_SELECTOR: Field = Field(0x0c04);
@@ -40,7 +41,9 @@ pub mod field {
     pub const MSR_BITMAP: Field = Field(0x2004);
     pub const TSC_OFFSET: Field = Field(0x2010);
     pub const VIRTUAL_APIC_PAGE: Field = Field(0x2012);
+    pub const APIC_ACCESS_PAGE: Field = Field(0x2014);
     pub const EPT_POINTER: Field = Field(0x201a);
+    pub const EOI_EXIT_BITMAPS: [Field; 4] = [Field(0x201c), Field(0x201e), Field(0x2020), Field(0x2022)];
     pub const GUEST_PHYSICAL_ADDRESS: Field = Field(0x2400);
     pub const VMCS_LINK_POINTER: Field = Field(0x2800);
     pub const GUEST_DEBUGCTL: Field = Field(0x2802);
