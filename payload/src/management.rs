@@ -44,6 +44,8 @@ pub trait Guests {
     fn request(&self, name: &str, request: Request) -> bool;
     /// Whether none lives or is going to.
     fn is_idle(&self) -> bool;
+    /// A terminal may have news for its guest.
+    fn hear_terminals(&self);
 }
 
 impl Guests for Monitor {
@@ -55,6 +57,9 @@ impl Guests for Monitor {
     }
     fn is_idle(&self) -> bool {
         self.is_idle()
+    }
+    fn hear_terminals(&self) {
+        self.hear_terminals();
     }
 }
 
@@ -71,6 +76,7 @@ impl Guests for NoGuests {
     fn is_idle(&self) -> bool {
         true
     }
+    fn hear_terminals(&self) {}
 }
 
 /// What the commands are about.
@@ -129,6 +135,11 @@ impl<'a> Management<'a> {
     /// Whether no guest lives or is going to.
     pub fn is_idle(&self) -> bool {
         self.guests.is_idle()
+    }
+
+    /// A terminal may have news for its guest.
+    pub fn hear_terminals(&self) {
+        self.guests.hear_terminals();
     }
 
     /// Whether there are guests, and each switched itself off.
@@ -262,7 +273,7 @@ impl<'a> Management<'a> {
             )?;
             match (guest.state, guest.last_end) {
                 (GuestState::Running, _) => writeln!(out, "running")?,
-                (GuestState::Restarting(_), _) => writeln!(out, "restarting")?,
+                (GuestState::Starting | GuestState::Restarting(_), _) => writeln!(out, "restarting")?,
                 (GuestState::Off, None) => writeln!(out, "off")?,
                 (GuestState::Off, Some(end)) => writeln!(out, "off: {end}")?,
             }
@@ -370,6 +381,7 @@ pub mod tests {
         fn is_idle(&self) -> bool {
             self.0.lock().0.iter().all(|guest| guest.state == GuestState::Off)
         }
+        fn hear_terminals(&self) {}
     }
 
     /// A machine without memory.

@@ -66,6 +66,9 @@ impl<'a> Prompt<'a> {
         let runs_on = self.settle_when_idle();
         self.show_log(now);
         Self::says_all();
+        if console::with(|multiplexer, _| multiplexer.take_news()) {
+            self.management.hear_terminals();
+        }
         let log = self.held_since.map(|since| since.plus_nanos(LOG_WAITS));
         let deadlines = [self.management.deadline(), log];
         attend_at(deadlines.into_iter().flatten().min());

@@ -99,7 +99,7 @@ impl GuestConfig {
         match end {
             End::PowerOff => self.on_poweroff,
             End::Reset => self.on_reboot,
-            End::TripleFault | End::Failed(_) => self.on_crash,
+            End::TripleFault | End::Failed(_) | End::Watchdog => self.on_crash,
             End::Stopped => Action::Stop,
             End::Restarted => Action::Restart,
         }
@@ -117,10 +117,24 @@ pub enum End {
     TripleFault,
     /// The CPU would not run it on.
     Failed(EntryFailure),
+    /// It did not feed its watchdog in time.
+    Watchdog,
     /// The user stopped it.
     Stopped,
     /// The user had it start again.
     Restarted,
+}
+
+impl End {
+    /// Whether it failed.
+    pub const fn is_crash(self) -> bool {
+        matches!(self, Self::TripleFault | Self::Failed(_) | Self::Watchdog)
+    }
+
+    /// Whether the user had it end.
+    pub const fn is_users(self) -> bool {
+        matches!(self, Self::Stopped | Self::Restarted)
+    }
 }
 
 impl fmt::Display for End {
@@ -131,6 +145,7 @@ impl fmt::Display for End {
             Self::Stopped => f.write_str("stopped"),
             Self::Restarted => f.write_str("reset by the user"),
             Self::TripleFault => f.write_str("crashed: triple fault"),
+            Self::Watchdog => f.write_str("crashed: its watchdog was not fed in time"),
             Self::Failed(failure) => write!(f, "crashed: {} ({:#x})", failure.reason, failure.code),
         }
     }
@@ -306,6 +321,11 @@ impl Guest {
     /// Its memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// Whether nothing else keeps its memory: no virtual CPU's tables map it any more.
+    pub(crate) fn owns_memory(&mut self) -> bool {
+        Arc::get_mut(&mut self.memory).is_some()
     }
 
     /// The machine it runs on.

@@ -35,6 +35,7 @@ pub mod emulate;
 pub mod guest;
 pub mod host;
 pub mod kvm_clock;
+mod lifecycle;
 pub mod memory;
 pub mod monitor;
 mod mtrr;

@@ -5,23 +5,21 @@
 //! elsewhere goes through [`Wake`].
 
 use crate::cpu::Core;
-use crate::guest::{Action, BuildError, End, ExitCounts, Guest, GuestConfig, Wake};
+use crate::guest::{BuildError, End, ExitCounts, Guest, GuestConfig, Wake};
 use crate::host::{Detail, Host, Terminal};
+use crate::lifecycle::Lifecycle;
 use crate::schedule::{Choice, Scheduler, TaskId};
 use crate::time::Instant;
 use crate::vcpu::{Left, Vcpu, earlier};
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use spin::{Mutex, MutexGuard};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use spin::Mutex;
 
-/// A life shorter than this, in nanoseconds, counts as one of a series of crashes.
-const SHORT_LIFE: u64 = 10_000_000_000;
-/// The pause before a restart after the first crash of a series, in nanoseconds; it doubles with each.
-const FIRST_PAUSE: u64 = 100_000_000;
-/// How often it doubles at most: the longest pause is 25.6 s.
-const PAUSE_DOUBLES: u32 = 8;
+pub use crate::lifecycle::GuestState;
 
 /// What a user may ask of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,17 +32,6 @@ pub enum Request {
     Stop,
     /// Press its reset button.
     Reset,
-}
-
-/// What a guest is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GuestState {
-    /// It lives.
-    Running,
-    /// It starts again at this moment.
-    Restarting(Instant),
-    /// It is off.
-    Off,
 }
 
 /// A guest as its owner sees it.
@@ -74,13 +61,9 @@ pub struct GuestStatus {
 struct Place {
     config: GuestConfig,
     terminal: Arc<dyn Terminal>,
+    cycle: Lifecycle,
+    /// There while the cycle says that it runs, but for the last moments, when its memory goes back.
     life: Option<Life>,
-    since: Instant,
-    lives: u32,
-    /// Crashes in a row, each after a short life.
-    crashes: u32,
-    restart_at: Option<Instant>,
-    last_end: Option<End>,
 }
 
 /// A life of a guest, as the monitor keeps it.
@@ -98,13 +81,45 @@ struct Shared {
     places: Vec<Place>,
     /// Virtual CPUs that are on no core, by task.
     store: Vec<Option<Box<Vcpu>>>,
-    requests: Vec<(usize, Request)>,
+    requests: VecDeque<(usize, Request)>,
+}
+
+/// The boot core's duties beside guests. It looks here after each interrupt, so that looking takes no lock.
+struct Housework {
+    /// A terminal has news, or a user asked for something.
+    waits: AtomicBool,
+    /// When the first of the restarts is due, in nanoseconds; `u64::MAX` where none is.
+    restart: AtomicU64,
+}
+
+impl Housework {
+    const fn new() -> Self {
+        Self { waits: AtomicBool::new(false), restart: AtomicU64::new(u64::MAX) }
+    }
+
+    /// There is something to do.
+    fn add(&self) {
+        self.waits.store(true, Ordering::Release);
+    }
+
+    /// Restarts are due at these moments, and no others.
+    fn set_restarts(&self, moments: impl Iterator<Item = Instant>) {
+        self.restart.store(moments.min().map_or(u64::MAX, Instant::as_nanos), Ordering::Relaxed);
+    }
+
+    /// Whether there is something to do now; whoever asks does it.
+    fn take(&self, now: Instant) -> bool {
+        // A plain load first: nearly always there is nothing, and a swap would cost the cache line.
+        let waits = self.waits.load(Ordering::Relaxed) && self.waits.swap(false, Ordering::Acquire);
+        waits || self.restart.load(Ordering::Relaxed) <= now.as_nanos()
+    }
 }
 
 /// Runs guests on all cores.
 pub struct Monitor {
     host: &'static dyn Host,
     shared: Mutex<Shared>,
+    housework: Housework,
 }
 
 impl Wake for Monitor {
@@ -112,9 +127,9 @@ impl Wake for Monitor {
         let mut shared = self.shared.lock();
         let task =
             shared.places.get(guest).and_then(|place| place.life.as_ref()?.tasks.get(vcpu as usize).copied());
-        let core = task.and_then(|task| shared.scheduler.wake(task, self.host.now()));
+        let core = task.and_then(|task| shared.scheduler.wake(task, self.host.core(), self.host.now()));
         drop(shared);
-        if let Some(core) = core.filter(|core| *core != self.host.core()) {
+        if let Some(core) = core {
             self.host.interrupt_core(core);
         }
     }
@@ -124,8 +139,8 @@ impl Monitor {
     /// A monitor for all cores of `host`, without guests.
     pub fn new(host: &'static dyn Host) -> Self {
         let scheduler = Scheduler::new(host.cores());
-        let shared = Shared { scheduler, places: Vec::new(), store: Vec::new(), requests: Vec::new() };
-        Self { host, shared: Mutex::new(shared) }
+        let shared = Shared { scheduler, places: Vec::new(), store: Vec::new(), requests: VecDeque::new() };
+        Self { host, shared: Mutex::new(shared), housework: Housework::new() }
     }
 
     /// Builds a guest and has it run.
@@ -137,18 +152,9 @@ impl Monitor {
     ) -> Result<(), BuildError> {
         let mut shared = self.shared.lock();
         let number = shared.places.len();
-        shared.places.push(Place {
-            config,
-            terminal,
-            life: None,
-            since: self.host.now(),
-            lives: 0,
-            crashes: 0,
-            restart_at: None,
-            last_end: None,
-        });
+        shared.places.push(Place { config, terminal, cycle: Lifecycle::new(self.host.now()), life: None });
         drop(shared);
-        self.start(number, core)
+        self.start(number, core).map(drop)
     }
 
     /// Every guest, in the manifest's order.
@@ -156,18 +162,14 @@ impl Monitor {
         let (shared, now) = (self.shared.lock(), self.host.now());
         let status = |place: &Place| GuestStatus {
             name: place.config.name.clone(),
-            state: match (&place.life, place.restart_at) {
-                (Some(_), _) => GuestState::Running,
-                (None, Some(at)) => GuestState::Restarting(at),
-                (None, None) => GuestState::Off,
-            },
+            state: place.cycle.state(),
             vcpus: place.config.vcpus,
             memory: place.config.memory,
             cpu_nanos: place.life.as_ref().map_or(0, |life| life.ran(&shared.scheduler, now)),
-            since: place.since,
-            lives: place.lives,
+            since: place.cycle.since(),
+            lives: place.cycle.lives(),
             exits: place.life.as_ref().map_or_else(ExitCounts::default, Life::exits),
-            last_end: place.last_end,
+            last_end: place.cycle.last_end(),
         };
         shared.places.iter().map(status).collect()
     }
@@ -178,19 +180,28 @@ impl Monitor {
         let Some(number) = shared.places.iter().position(|place| place.config.name == name) else {
             return false;
         };
-        shared.requests.push((number, request));
+        shared.requests.push_back((number, request));
         drop(shared);
+        self.call_boot_core();
+        true
+    }
+
+    /// A terminal has a byte for its guest, or room again: the boot core tells the guest soon.
+    pub fn hear_terminals(&self) {
+        self.call_boot_core();
+    }
+
+    fn call_boot_core(&self) {
+        self.housework.add();
         if self.host.core() != 0 {
             self.host.interrupt_core(0);
         }
-        true
     }
 
     /// Whether no guest lives or is going to.
     pub fn is_idle(&self) -> bool {
         let shared = self.shared.lock();
-        shared.requests.is_empty()
-            && shared.places.iter().all(|place| place.life.is_none() && place.restart_at.is_none())
+        shared.requests.is_empty() && shared.places.iter().all(|place| place.cycle.state() == GuestState::Off)
     }
 
     /// Runs guests on this core. `attend` is called between guests and after each interrupt; when it returns
@@ -296,65 +307,68 @@ impl Monitor {
     /// The last virtual CPU of a life is gone: says how it ended, gives everything back, and starts the next
     /// life where the manifest wants one.
     fn bury(&'static self, this: &Core, guest: Arc<Guest>) {
-        let (number, end, now) = (guest.number(), guest.ended().unwrap_or(End::Stopped), self.host.now());
+        let (number, end) = (guest.number(), guest.ended().unwrap_or(End::Stopped));
         let mut shared = self.shared.lock();
         let Some(place) = shared.places.get_mut(number) else { return };
         let exits = place.life.take().map_or_else(ExitCounts::default, |life| life.exits());
-        let lived = now.nanos_since(place.since);
-        (place.last_end, place.since) = (Some(end), now);
-        let action = place.config.action_after(&end);
-        let crashed = matches!(end, End::TripleFault | End::Failed(_));
-        place.crashes = if crashed && lived < SHORT_LIFE { place.crashes.saturating_add(1) } else { 0 };
-        if action == Action::Restart {
-            let pause = match place.crashes {
-                0 => 0,
-                crashes => FIRST_PAUSE << crashes.saturating_sub(1).min(PAUSE_DOUBLES),
-            };
-            place.restart_at = Some(now.plus_nanos(pause));
-        }
-        let restarts_now = place.restart_at == Some(now);
-        let name = place.config.name.clone();
+        let (name, action) = (place.config.name.clone(), place.config.action_after(&end));
         drop(shared);
-        // The memory goes back before the next life asks for its own. Another core may be about to let go of
-        // its last virtual CPU, or of the guest it handed a byte to.
+        // The memory goes back before anybody may start the next life. Another core may be about to let go of its
+        // last virtual CPU, or of the guest it handed a byte to.
         let mut guest = guest;
-        while Arc::get_mut(&mut guest).is_none() {
+        while !Arc::get_mut(&mut guest).is_some_and(Guest::owns_memory) {
             core::hint::spin_loop();
         }
         drop(guest);
         self.host.log(Detail::Everyone, &name, format_args!("{end}"));
         self.host.log(Detail::Everyone, &name, format_args!("exits: {exits}"));
+        let (mut shared, now) = (self.shared.lock(), self.host.now());
+        let Some(place) = shared.places.get_mut(number) else { return };
+        place.cycle.died(end, action, now);
+        let restarts_now = place.cycle.restart_at() == Some(now);
+        self.housework.set_restarts(shared.restarts());
+        drop(shared);
         if restarts_now {
             self.restart(number, this);
-        } else if self.host.core() != 0 {
-            self.host.interrupt_core(0);
+        } else {
+            self.call_boot_core();
         }
     }
 
     fn restart(&'static self, number: usize, core: &Core) {
-        let name = self.shared.lock().places.get_mut(number).map(|place| {
-            place.restart_at = None;
-            place.config.name.clone()
-        });
-        let Some(name) = name else { return };
+        let Some(name) = self.shared.lock().places.get(number).map(|place| place.config.name.clone()) else {
+            return;
+        };
         match self.start(number, core) {
-            Ok(()) => self.host.log(Detail::Everyone, &name, format_args!("starts again")),
+            Ok(true) => self.host.log(Detail::Everyone, &name, format_args!("starts again")),
+            Ok(false) => {}
             Err(error) => self.host.log(Detail::Everyone, &name, format_args!("cannot start: {error}")),
         }
     }
 
-    /// Gives a guest a life.
-    fn start(&'static self, number: usize, core: &Core) -> Result<(), BuildError> {
-        let shared = self.shared.lock();
-        let Some(place) = shared.places.get(number).filter(|place| place.life.is_none()) else {
-            return Ok(());
-        };
+    /// Gives a guest a life; false where it has one, or another core is at that.
+    fn start(&'static self, number: usize, core: &Core) -> Result<bool, BuildError> {
+        let mut shared = self.shared.lock();
+        let Some(place) = shared.places.get_mut(number) else { return Ok(false) };
+        if !place.cycle.begin() {
+            return Ok(false);
+        }
         let (config, terminal) = (place.config.clone(), Arc::clone(&place.terminal));
+        self.housework.set_restarts(shared.restarts());
         drop(shared);
-        // Long work, for which nobody else has to wait.
-        let (guest, vcpus) = Guest::build(&config, core, self.host, terminal, (number, self))?;
+        // Long work, for which nobody else has to wait. What is asked of the guest meanwhile waits for it.
+        let built = Guest::build(&config, core, self.host, terminal, (number, self));
         let now = self.host.now();
         let mut shared = self.shared.lock();
+        let (guest, vcpus) = match built {
+            Ok(built) => built,
+            Err(error) => {
+                shared.places.get_mut(number).into_iter().for_each(|place| place.cycle.stillborn());
+                drop(shared);
+                self.call_boot_core();
+                return Err(error);
+            }
+        };
         let exits = vcpus.iter().map(|_| ExitCounts::default()).collect();
         let tasks: Vec<TaskId> = vcpus
             .into_iter()
@@ -368,47 +382,68 @@ impl Monitor {
             tasks.iter().filter_map(|task| shared.scheduler.core_for(*task, now)).collect();
         if let Some(place) = shared.places.get_mut(number) {
             place.life = Some(Life { guest, tasks, cpu_nanos: 0, exits });
-            place.since = now;
-            place.lives = place.lives.saturating_add(1);
+            place.cycle.born(now);
         }
         drop(shared);
         for core in cores.into_iter().filter(|core| *core != self.host.core()) {
             self.host.interrupt_core(core);
         }
-        Ok(())
+        // What was typed before, and asked meanwhile, waits for it.
+        self.call_boot_core();
+        Ok(true)
     }
 
-    /// The boot core's duties: what was typed, what users asked for, restarts that are due.
+    /// The boot core's duties: what was typed, what users asked for, restarts that are due. No reference to a
+    /// guest outlives its step, since whoever buries it waits for the last.
     fn keep_house(&'static self, core: &Core, number: usize) {
-        if number != 0 {
+        if number != 0 || !self.housework.take(self.host.now()) {
             return;
         }
-        let now = self.host.now();
+        let guests = self.shared.lock().places.len();
+        (0..guests).filter_map(|guest| self.living(guest)).for_each(|guest| {
+            if guest.has_terminal_news() {
+                guest.hear_terminal(self.host.now());
+            }
+        });
+        while let Some((guest, request)) = self.next_request() {
+            self.follow(guest, request, core);
+        }
+        while let Some(guest) = self.next_restart() {
+            self.restart(guest, core);
+        }
+    }
+
+    fn living(&self, number: usize) -> Option<Arc<Guest>> {
+        let shared = self.shared.lock();
+        Some(Arc::clone(&shared.places.get(number)?.life.as_ref()?.guest))
+    }
+
+    /// The next request; what is asked of a guest that is being built or buried comes later.
+    fn next_request(&self) -> Option<(usize, Request)> {
         let mut shared = self.shared.lock();
-        let guests: Vec<Arc<Guest>> =
-            shared.lives().filter(|guest| guest.has_terminal_news()).map(Arc::clone).collect();
-        let requests = core::mem::take(&mut shared.requests);
-        let due: Vec<usize> = shared.due_restarts(now).collect();
-        drop(shared);
-        guests.iter().for_each(|guest| guest.hear_terminal(now));
-        requests.into_iter().for_each(|(guest, request)| self.follow(guest, request, core));
-        due.into_iter().for_each(|guest| self.restart(guest, core));
+        let Shared { places, requests, .. } = &mut *shared;
+        let next = requests.iter().position(|(guest, _)| {
+            places.get(*guest).is_none_or(|place| place.life.is_some() || place.cycle.may_begin())
+        })?;
+        requests.remove(next)
+    }
+
+    /// A guest whose restart is due.
+    fn next_restart(&self) -> Option<usize> {
+        let (shared, now) = (self.shared.lock(), self.host.now());
+        shared.places.iter().position(|place| place.cycle.restart_at().is_some_and(|at| at <= now))
     }
 
     fn follow(&'static self, number: usize, request: Request, core: &Core) {
-        let living = {
-            let shared: MutexGuard<'_, Shared> = self.shared.lock();
-            shared.places.get(number).and_then(|place| Some(Arc::clone(&place.life.as_ref()?.guest)))
-        };
-        match (request, living) {
+        match (request, self.living(number)) {
             (Request::Start | Request::Reset, None) => self.restart(number, core),
             (Request::PowerButton, Some(guest)) => guest.press_power_button(),
             (Request::Stop, Some(guest)) => guest.end(End::Stopped),
             (Request::Reset, Some(guest)) => guest.end(End::Restarted),
             (Request::Stop | Request::PowerButton, None) => {
-                if let Some(place) = self.shared.lock().places.get_mut(number) {
-                    place.restart_at = None;
-                }
+                let mut shared = self.shared.lock();
+                shared.places.get_mut(number).into_iter().for_each(|place| place.cycle.forget_restart());
+                self.housework.set_restarts(shared.restarts());
             }
             (Request::Start, Some(_)) => {}
         }
@@ -444,22 +479,14 @@ impl Shared {
         }
     }
 
-    fn lives(&self) -> impl Iterator<Item = &Arc<Guest>> {
-        self.places.iter().filter_map(|place| Some(&place.life.as_ref()?.guest))
-    }
-
-    fn due_restarts(&self, now: Instant) -> impl Iterator<Item = usize> {
-        self.places
-            .iter()
-            .enumerate()
-            .filter(move |(_, place)| place.restart_at.is_some_and(|at| at <= now))
-            .map(|(number, _)| number)
+    fn restarts(&self) -> impl Iterator<Item = Instant> {
+        self.places.iter().filter_map(|place| place.cycle.restart_at())
     }
 
     /// When `core` must look up from what it does: a slice ends, a virtual CPU of its wakes by itself, or a
     /// restart is due, which is the boot core's to do.
     fn next_event(&self, core: usize) -> Option<Instant> {
-        let restart = self.places.iter().filter_map(|place| place.restart_at).min().filter(|_| core == 0);
+        let restart = self.restarts().min().filter(|_| core == 0);
         let wake = self.scheduler.next_deadline(core);
         earlier(self.scheduler.slice_end(core), earlier(wake, restart))
     }

@@ -187,11 +187,12 @@ impl Scheduler {
         ran
     }
 
-    /// Something came for the task. Gives the core to interrupt for it, if any: the one it runs on, or the one
-    /// that should run it.
-    pub fn wake(&mut self, id: TaskId, now: Instant) -> Option<usize> {
+    /// Something came for the task, as core `by` knows. Gives the core to interrupt for it, if any: the one it
+    /// runs on, or the one that should run it. That may be `by` itself, whose own task was to run on for as long
+    /// as nobody else wanted the core.
+    pub fn wake(&mut self, id: TaskId, by: usize, now: Instant) -> Option<usize> {
         match self.task(id)?.state {
-            State::Running { core, .. } => Some(core),
+            State::Running { core, .. } => (core != by).then_some(core),
             State::Ready { .. } => None,
             State::Blocked { .. } => {
                 self.make_ready(id, now);
@@ -385,9 +386,25 @@ mod tests {
         assert_eq!(scheduler.pick(1, at(0)), None, "the other may not run here");
         assert_eq!(scheduler.pick(2, at(0)).unwrap().task, pinned);
         scheduler.block(pinned, at(MS), None);
-        assert_eq!(scheduler.wake(pinned, at(2 * MS)), Some(2));
-        assert_eq!(scheduler.wake(pinned, at(2 * MS)), None, "it is on its way");
-        assert_eq!(scheduler.wake(free, at(2 * MS)), Some(0), "a running task's core is told");
+        assert_eq!(scheduler.wake(pinned, 1, at(2 * MS)), Some(2));
+        assert_eq!(scheduler.wake(pinned, 1, at(2 * MS)), None, "it is on its way");
+        assert_eq!(scheduler.wake(free, 1, at(2 * MS)), Some(0), "a running task's core is told");
+        assert_eq!(scheduler.wake(free, 0, at(2 * MS)), None, "which knows what it does itself");
+    }
+
+    #[test]
+    fn a_core_that_wakes_a_task_for_itself_is_interrupted_too() {
+        let mut scheduler = Scheduler::new(1);
+        let spinner = scheduler.add(256, Affinity::Any, at(0));
+        let sleeper = scheduler.add(256, Affinity::Any, at(0));
+        scheduler.pick(0, at(0)).unwrap();
+        scheduler.put_back(spinner, at(MS), false);
+        assert_eq!(scheduler.pick(0, at(MS)).unwrap().task, sleeper);
+        scheduler.block(sleeper, at(MS), None);
+        assert_eq!(scheduler.pick(0, at(MS)).unwrap().task, spinner);
+        assert_eq!(scheduler.slice_end(0), None, "so no timer is set");
+        assert_eq!(scheduler.wake(sleeper, 0, at(2 * MS)), Some(0));
+        assert!(scheduler.slice_end(0).is_some());
     }
 
     #[test]
@@ -399,7 +416,7 @@ mod tests {
         scheduler.block(one, at(0), None);
         assert_eq!(scheduler.pick(0, at(0)).unwrap().task, other);
         assert_eq!(scheduler.slice_end(0), None);
-        assert_eq!(scheduler.wake(one, at(MS / 10)), Some(0));
+        assert_eq!(scheduler.wake(one, 1, at(MS / 10)), Some(0));
         assert_eq!(scheduler.slice_end(0), Some(at(SLICE)));
         assert!(!scheduler.gives_way(0, at(MS / 10)), "both are level");
         assert!(scheduler.gives_way(0, at(SLICE)));
@@ -412,6 +429,6 @@ mod tests {
         scheduler.add(1, Affinity::Any, at(0));
         scheduler.remove(one);
         assert_eq!(scheduler.add(1, Affinity::Any, at(0)), one);
-        assert_eq!(scheduler.wake(77, at(0)), None);
+        assert_eq!(scheduler.wake(77, 0, at(0)), None);
     }
 }

@@ -160,6 +160,8 @@ pub struct Multiplexer {
     escaped: bool,
     /// The guest whose line comes next, where all are shown.
     turn: usize,
+    /// A guest may have news that it has not been told.
+    news: bool,
 }
 
 impl Multiplexer {
@@ -175,6 +177,7 @@ impl Multiplexer {
             at: At::Start,
             escaped: false,
             turn: 0,
+            news: false,
         }
     }
 
@@ -236,6 +239,11 @@ impl Multiplexer {
         })
     }
 
+    /// Whether [`Self::has_news`] may have become true of a guest since this was last asked.
+    pub fn take_news(&mut self) -> bool {
+        core::mem::take(&mut self.news)
+    }
+
     /// The next byte typed for the guest.
     pub fn receive(&mut self, guest: usize) -> Option<u8> {
         self.channels.get_mut(guest)?.input.pop_front()
@@ -255,6 +263,7 @@ impl Multiplexer {
                 let input = self.channels.get_mut(guest).map(|channel| &mut channel.input);
                 if let Some(input) = input.filter(|input| input.len() < INPUT) {
                     input.push_back(byte);
+                    self.news = true;
                 }
                 None
             }
@@ -321,6 +330,8 @@ impl Multiplexer {
             self.say_line("-- all guests (Ctrl-] ? for help) --");
         }
         self.view = view;
+        // Whoever was held back in the foreground no longer is.
+        self.news = true;
     }
 
     /// Shows what was shown before the prompt.
@@ -391,6 +402,7 @@ impl Multiplexer {
             let Some(last) = piece.get(..taken).and_then(<[u8]>::last) else { return };
             self.at = At::behind(*last);
             channel.seen += taken;
+            self.news |= channel.starved;
         }
     }
 
@@ -600,8 +612,10 @@ mod tests {
             assert_eq!(multiplexer.transmit(guest, b'y', &mut tape), guest == 1);
         }
         assert!(!multiplexer.has_news(0) && !multiplexer.has_room(0));
+        assert!(!multiplexer.take_news());
         tape.room = 10;
         multiplexer.pump(&mut tape);
+        assert!(multiplexer.take_news() && !multiplexer.take_news());
         assert!(multiplexer.has_news(0) && multiplexer.has_room(0) && !multiplexer.has_news(0));
         transmit(&mut multiplexer, 0, &"z".repeat(10), &mut tape);
         tape.room = usize::MAX;
@@ -615,6 +629,21 @@ mod tests {
         type_keys(&mut multiplexer, "\x1d2");
         multiplexer.pump(&mut tape);
         assert!(tape.take().contains("--\r\n-- 1 bytes are lost --\r\nxxx"), "what is lost is said");
+    }
+
+    #[test]
+    fn news_are_told_once_and_only_when_there_are_some() {
+        let (mut multiplexer, mut tape) = (two_guests(View::Guest(0)), Tape::new());
+        transmit(&mut multiplexer, 0, "output is none\n", &mut tape);
+        assert!(!multiplexer.take_news());
+        type_keys(&mut multiplexer, "ls");
+        assert!(multiplexer.take_news() && !multiplexer.take_news());
+        assert!(multiplexer.has_news(0), "though the guest may not have taken it yet");
+        tape.room = 0;
+        transmit(&mut multiplexer, 0, &"x".repeat(CAPACITY), &mut tape);
+        assert!(!multiplexer.has_room(0) && !multiplexer.take_news());
+        type_keys(&mut multiplexer, "\x1d2");
+        assert!(multiplexer.take_news() && multiplexer.has_news(0), "nobody looks: it may go on");
     }
 
     #[test]

@@ -31,6 +31,10 @@ mod register {
 /// Interrupt enable: something was received; the transmitter is empty.
 const RECEIVED: u8 = 1 << 0;
 const TRANSMITTER_EMPTY: u8 = 1 << 1;
+/// Interrupt identification: there is none.
+const NO_CALL: u8 = 1 << 0;
+/// A UART that calls more often than this in one go calls for what nobody can do: the next interrupt goes on.
+const CALLS_AT_MOST: usize = 64;
 /// FIFO control: on, an interrupt at the first byte.
 const FIFO_ON: u8 = 1 << 0;
 /// Line control: 8 data bits, no parity, one stop bit; and the bit that brings the divisor up.
@@ -59,6 +63,8 @@ enum Registers {
         window: Mmio,
         stride: u64,
     },
+    #[cfg(test)]
+    Model(core::cell::RefCell<tests::Model>),
 }
 
 /// The UART with its two queues.
@@ -78,6 +84,8 @@ impl Uart {
             Registers::Ports(ports) => ports.read_u8(register),
             Registers::Memory { window, stride: 4 } => window.read_u32(u64::from(register) * 4) as u8,
             Registers::Memory { window, stride } => window.read_u8(u64::from(register) * stride),
+            #[cfg(test)]
+            Registers::Model(model) => model.borrow_mut().read(register),
         }
     }
 
@@ -88,6 +96,8 @@ impl Uart {
                 window.write_u32(u64::from(register) * 4, u32::from(value));
             }
             Registers::Memory { window, stride } => window.write_u8(u64::from(register) * stride, value),
+            #[cfg(test)]
+            Registers::Model(model) => model.borrow_mut().write(register, value),
         }
     }
 
@@ -142,11 +152,24 @@ impl Uart {
         }
     }
 
-    /// Takes in what was received; bytes beyond the queue are lost, as on the line.
+    /// Takes in what was received; bytes beyond the queue are lost, as on the line. None is left in the UART:
+    /// its interrupt line would stay high, and never have an edge again.
     fn receive(&mut self) {
         while self.read(register::LINE_STATUS) & DATA_READY != 0 {
             let byte = self.read(register::DATA);
-            if !self.input.push(byte) {
+            self.input.push(byte);
+        }
+    }
+
+    /// Does what the UART calls for, until it calls for nothing: only then is its line low, and the next call an
+    /// edge that interrupts.
+    fn serve(&mut self) {
+        for _ in 0..CALLS_AT_MOST {
+            // Reading the identification is what withdraws a transmitter-empty interrupt.
+            let calls = self.read(register::INTERRUPT_ID) & NO_CALL == 0;
+            self.receive();
+            self.send();
+            if !calls {
                 return;
             }
         }
@@ -213,8 +236,7 @@ pub fn isa_interrupt(record: &Serial) -> Option<u8> {
 pub fn use_interrupts() {
     let Some(mut uart) = uart() else { return };
     uart.interrupts = true;
-    uart.receive();
-    uart.send();
+    uart.serve();
     POLLED.store(false, Ordering::Relaxed);
 }
 
@@ -225,11 +247,9 @@ pub fn needs_polling() -> bool {
 
 /// Serves the UART: sends and receives what there is. The interrupt's handler, and the poll.
 pub fn poll() {
-    let Some(mut uart) = uart() else { return };
-    // Reading the identification is what withdraws a transmitter-empty interrupt.
-    uart.read(register::INTERRUPT_ID);
-    uart.receive();
-    uart.send();
+    if let Some(mut uart) = uart() {
+        uart.serve();
+    }
 }
 
 /// Writes bytes as they are; never waits. How many were taken, from the first on.
@@ -266,4 +286,132 @@ pub fn read(buffer: &mut [u8]) -> usize {
     let Some(mut uart) = uart() else { return 0 };
     let received = buffer.iter_mut().map_while(|slot| uart.input.pop().map(|byte| *slot = byte));
     received.count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::RefCell;
+    use std::collections::VecDeque;
+
+    /// A 16550 whose interrupt line is told by its edges.
+    #[derive(Default)]
+    pub struct Model {
+        enabled: u8,
+        received: VecDeque<u8>,
+        /// What comes in as soon as the data register has been read so often.
+        typed_late: VecDeque<(usize, u8)>,
+        reads: usize,
+        sent: Vec<u8>,
+        transmitter_news: bool,
+        line: bool,
+        edges: usize,
+    }
+
+    impl Model {
+        pub fn read(&mut self, register: u16) -> u8 {
+            let value = match register {
+                register::DATA => {
+                    self.reads += 1;
+                    let byte = self.received.pop_front().unwrap_or(0);
+                    while let Some((_, late)) =
+                        self.typed_late.pop_front_if(|(reads, _)| *reads == self.reads)
+                    {
+                        self.received.push_back(late);
+                    }
+                    byte
+                }
+                register::INTERRUPT_ID if self.enabled & RECEIVED != 0 && !self.received.is_empty() => 0xc4,
+                register::INTERRUPT_ID if core::mem::take(&mut self.transmitter_news) => 0xc2,
+                register::INTERRUPT_ID => 0xc1,
+                register::LINE_STATUS => {
+                    QUEUE_EMPTY | ALL_SENT | if self.received.is_empty() { 0 } else { DATA_READY }
+                }
+                _ => 0,
+            };
+            self.drive();
+            value
+        }
+
+        pub fn write(&mut self, register: u16, value: u8) {
+            match register {
+                register::DATA => {
+                    self.sent.push(value);
+                    // The line takes it at once.
+                    self.transmitter_news = self.enabled & TRANSMITTER_EMPTY != 0;
+                }
+                register::INTERRUPT_ENABLE => {
+                    self.transmitter_news = value & TRANSMITTER_EMPTY != 0;
+                    self.enabled = value;
+                }
+                _ => {}
+            }
+            self.drive();
+        }
+
+        fn type_bytes(&mut self, bytes: &[u8]) {
+            self.received.extend(bytes);
+            self.drive();
+        }
+
+        fn drive(&mut self) {
+            let calls = self.enabled & RECEIVED != 0 && !self.received.is_empty() || self.transmitter_news;
+            self.edges += usize::from(calls && !self.line);
+            self.line = calls;
+        }
+    }
+
+    fn uart() -> Uart {
+        let registers = Registers::Model(RefCell::new(Model::default()));
+        let (output, input) = (Ring::new(), Ring::new());
+        let mut uart = Uart { registers, output, input, interrupts: true, enabled: 0 };
+        uart.serve();
+        uart
+    }
+
+    fn model(uart: &Uart) -> core::cell::RefMut<'_, Model> {
+        let Registers::Model(model) = &uart.registers else { unreachable!("the tests' own") };
+        model.borrow_mut()
+    }
+
+    /// Serves the interrupt that is to come for what was just done.
+    fn interrupted(uart: &mut Uart, edges: usize) {
+        assert_eq!(model(uart).edges, edges, "the interrupt comes by an edge");
+        uart.serve();
+        assert!(!model(uart).line, "the next one can only come when the line is low");
+    }
+
+    #[test]
+    fn more_than_the_queue_holds_does_not_silence_the_interrupt() {
+        let mut uart = uart();
+        model(&uart).type_bytes(&[b'x'; 0x500]);
+        interrupted(&mut uart, 1);
+        assert_eq!(uart.input.room(), 0);
+        while uart.input.pop().is_some() {}
+        model(&uart).type_bytes(b"y");
+        interrupted(&mut uart, 2);
+        assert_eq!(uart.input.pop(), Some(b'y'));
+    }
+
+    #[test]
+    fn what_comes_while_the_interrupt_is_served_is_taken_too() {
+        let mut uart = uart();
+        model(&uart).typed_late.extend([(1, b'b'), (3, b'd')]);
+        model(&uart).type_bytes(b"a");
+        interrupted(&mut uart, 1);
+        model(&uart).type_bytes(b"c");
+        interrupted(&mut uart, 2);
+        let taken: Vec<u8> = core::iter::from_fn(|| uart.input.pop()).collect();
+        assert_eq!(taken, b"abcd");
+    }
+
+    #[test]
+    fn everything_written_is_sent_with_its_interrupts() {
+        let mut uart = uart();
+        b"some text".iter().for_each(|byte| uart.queue(*byte));
+        uart.send();
+        assert_eq!(model(&uart).sent, b"some text");
+        uart.serve();
+        assert!(!model(&uart).line && uart.enabled == RECEIVED);
+    }
 }

@@ -125,6 +125,8 @@ impl Vcpu {
     /// Gets ready to be attached at `now`, after it had been kept from a core for `waited` nanoseconds: INIT and
     /// start-up messages are followed, timers brought up to date. False when it has nothing to do.
     pub fn prepare(&mut self, now: Instant, waited: u64) -> bool {
+        // Everything a kick may be about is looked at from here on. One that comes later is another.
+        self.attention |= self.guest.apics.take_kick(self.index as usize);
         self.follow_start_messages();
         self.find_deadline();
         self.serve_timers(now);
