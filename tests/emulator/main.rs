@@ -13,6 +13,7 @@ mod boot_protocols;
 mod cores;
 mod figures;
 mod guest_suite;
+mod lifecycle;
 mod other_guests;
 mod quiet;
 mod small_payload;
@@ -49,6 +50,8 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/shell-answers", boot::shell_answers),
         Case::new("emulator/poweroff", boot::poweroff),
         Case::new("emulator/reboot", boot::reboot),
+        Case::new("emulator/lifecycle/lives-leave-nothing", lifecycle::lives_leave_nothing),
+        Case::new("emulator/lifecycle/deaf-guest", lifecycle::deaf_guest),
         Case::new("emulator/bad-guests", bad_input::bad_guests_cost_themselves),
         Case::new("emulator/damaged-cbfs", bad_input::damaged_cbfs),
         Case::new("emulator/damaged-manifest", bad_input::damaged_manifest),

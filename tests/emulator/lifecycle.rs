@@ -1,0 +1,137 @@
+//! One life of a guest after the other: nothing is kept of one, and everything is given back.
+
+use std::time::{Duration, Instant};
+
+use xtask::error::{Error, Result};
+use xtask::guests;
+use xtask::machine::{Emulator, Machine};
+use xtask::suite::Outcome;
+
+use crate::console::{ANSWER, BOOT};
+use crate::lab::Lab;
+use crate::manifest::{Guest, manifest};
+
+/// Peerboot's key and what opens the management prompt.
+const OPEN_PROMPT: &str = "\x1dm";
+const MANAGEMENT: &str = "peerboot> $";
+
+/// Lives before memory is first looked at, and between that and the second time.
+const LIVES_BEFORE: u32 = 20;
+const LIVES_BETWEEN: u32 = 1000;
+/// Wall time for those, each of which is followed by a pause.
+const LIVES: Duration = Duration::from_secs(600);
+/// How much of the heap may be in use that was not before, in KiB: a leak of a hundred bytes a life is more.
+const HEAP_SLACK: u64 = 64;
+
+/// A guest resets a thousand times, on both cores. Each life finds memory and devices as the first did, and after the
+/// last as much memory is free as before.
+pub fn lives_leave_nothing(lab: &Lab) -> Result<Outcome> {
+    let variant = lab.variant(Emulator::Qemu, "lives")?;
+    variant.cbfs.add("guests/next-life", &guests::tiny(lab.project(), "next-life")?)?;
+    variant.manifest(&manifest(&[Guest {
+        memory: "<0x1000>",
+        ..Guest::tiny("cat", "cbfs:guests/next-life")
+    }]))?;
+    let mut machine = variant.boot()?;
+    machine.expect("cat: starts again", BOOT)?;
+    machine.send(OPEN_PROMPT)?;
+    machine.expect(MANAGEMENT, ANSWER)?;
+
+    live(&mut machine, LIVES_BEFORE)?;
+    let before = Memory::ask(&mut machine)?;
+    machine.send("start cat\r")?;
+    live(&mut machine, LIVES_BEFORE + LIVES_BETWEEN)?;
+    let after = Memory::ask(&mut machine)?;
+    if before.free != after.free {
+        return Err(Error::failed(format!("free was {:#?}, and now is {:#?}", before.free, after.free)));
+    }
+    if after.heap > before.heap + HEAP_SLACK {
+        return Err(Error::failed(format!("of the heap, {} KiB were used, now {}", before.heap, after.heap)));
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Waits until the guest has had so many lives, and stops it.
+fn live(machine: &mut Machine, lives: u32) -> Result<()> {
+    let deadline = Instant::now() + LIVES;
+    loop {
+        let line = state(machine)?;
+        match line.split_whitespace().nth(7).and_then(|count| count.parse::<u32>().ok()) {
+            // It asserts, and switches itself off where it is wrong.
+            _ if line.contains(" off") => return Err(Error::failed(machine.transcript())),
+            None => return Err(Error::failed(line)),
+            Some(lived) if lived >= lives => break,
+            Some(_) if Instant::now() > deadline => return Err(Error::failed(format!("too slow: {line}"))),
+            Some(_) => {}
+        }
+    }
+    // In the pause between two lives there is nothing to be seen of it.
+    machine.send("stop cat 0\r")?;
+    let deadline = Instant::now() + ANSWER;
+    loop {
+        let line = state(machine)?;
+        if line.ends_with(" off: reset") || line.ends_with(" off: stopped") {
+            return Ok(());
+        }
+        if line.contains(" off") || Instant::now() > deadline {
+            return Err(Error::failed(machine.transcript()));
+        }
+    }
+}
+
+/// The guest's line in the list.
+fn state(machine: &mut Machine) -> Result<String> {
+    machine.send("list\r")?;
+    let line = machine.expect(r"^ 1 cat .*(running|restarting|off.*)$", ANSWER)?;
+    machine.expect(MANAGEMENT, ANSWER)?;
+    Ok(line)
+}
+
+/// What the prompt says of memory while no guest lives.
+#[derive(Debug)]
+struct Memory {
+    /// The free pieces.
+    free: Vec<String>,
+    /// How much of the heap is used, in KiB.
+    heap: u64,
+}
+
+impl Memory {
+    fn ask(machine: &mut Machine) -> Result<Self> {
+        let from = machine.transcript().len();
+        machine.send("memory\r")?;
+        machine.expect("MiB free, ", ANSWER)?;
+        let transcript = machine.transcript();
+        let lines = transcript.get(from..).unwrap_or_default().lines();
+        let free: Vec<String> =
+            lines.clone().filter(|line| line.ends_with(": free")).map(str::to_owned).collect();
+        let heap =
+            lines.filter_map(|line| line.strip_prefix("heap: ")?.split(' ').next()?.parse().ok()).next();
+        match heap {
+            Some(heap) if !free.is_empty() => Ok(Self { free, heap }),
+            _ => Err(Error::failed("the prompt does not say how much memory is free")),
+        }
+    }
+}
+
+/// What comes for a guest that halts with interrupts off wakes nobody and costs nobody anything: the prompt answers,
+/// and the guest can be stopped.
+pub fn deaf_guest(lab: &Lab) -> Result<Outcome> {
+    let variant = lab.variant(Emulator::Qemu, "deaf-guest")?;
+    variant.cbfs.add("guests/deaf", &guests::tiny(lab.project(), "deaf")?)?;
+    variant.manifest(&manifest(&[Guest {
+        properties: "cpu-affinity = <0>;",
+        ..Guest::tiny("deaf", "cbfs:guests/deaf")
+    }]))?;
+    let mut machine = variant.boot()?;
+    machine.expect("deaf: deaf from now on", BOOT)?;
+    machine.send("is anybody there?\r")?;
+    // The answer to this shows that the guest was told: whatever is wrong after that begins before the next key.
+    machine.send("\x1dl")?;
+    machine.expect(r"^ 1 deaf .* running$", ANSWER)?;
+    machine.send(OPEN_PROMPT)?;
+    machine.expect(MANAGEMENT, ANSWER)?;
+    machine.send("stop deaf 0\r")?;
+    machine.expect(r"\] deaf: stopped$", ANSWER)?;
+    Ok(Outcome::Passed)
+}
