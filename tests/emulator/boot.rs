@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use xtask::error::{Error, Result};
-use xtask::machine::{Emulator, Machine};
+use xtask::machine::{Emulator, Machine, Spec};
 use xtask::suite::Outcome;
 
 use crate::bad_input::stays;
 use crate::console::{ANSWER, BOOT, PROMPT, USERSPACE, command, wait_for_shell};
 use crate::lab::Lab;
+use crate::manifest::{Guest, good, manifest};
 
 /// A shell is reached and typed commands are answered.
 pub fn shell_answers(lab: &Lab) -> Result<Outcome> {
@@ -54,6 +55,28 @@ pub fn reboot(lab: &Lab) -> Result<Outcome> {
     machine.expect(PROMPT, ANSWER)?;
     let files = command(&mut machine, "ls /tmp", ANSWER)?;
     if files.is_empty() { Ok(Outcome::Passed) } else { Err(Error::failed("the old memory is still there")) }
+}
+
+/// A guest with more memory than there is room for below 4 GiB has, and uses, the rest above.
+pub fn memory_above_4_gib(lab: &Lab) -> Result<Outcome> {
+    let variant = lab.variant(Emulator::Qemu, "memory-above-4-gib")?;
+    // 3.5 GiB, in KiB; 2 GiB go below.
+    variant.manifest(&manifest(&[Guest { memory: "<0x0 0x380000>", ..good() }]))?;
+    let mut machine = Machine::spawn(&Spec { memory: "5G".to_owned(), ..variant.spec() })?;
+    wait_for_shell(&mut machine)?;
+    let map = command(&mut machine, "grep '^1' /proc/iomem", ANSWER)?.join("\n");
+    if !map.contains("100000000-15fffffff : System RAM") {
+        return Err(Error::failed(format!("memory above 4 GiB is {map:?}")));
+    }
+    // More than fits below, written and read back.
+    let fill = "mkdir /big && mount -t tmpfs -o size=3g none /big && \
+                dd if=/dev/zero of=/big/file bs=1M count=2200 2>/dev/null && tr -d '\\0' </big/file | wc -c";
+    // The shell breaks the line that it echoes.
+    let said = command(&mut machine, fill, BOOT)?;
+    match said.last().map(|line| line.trim()) {
+        Some("0") => Ok(Outcome::Passed),
+        _ => Err(Error::failed(format!("read back: {said:?}"))),
+    }
 }
 
 /// Without AMD-V the payload says so and stays at its console.
