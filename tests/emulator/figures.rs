@@ -2,6 +2,7 @@
 
 use xtask::error::{Error, Result};
 use xtask::figures::{BOOTED, bare_boot, exit_costs, milestone, peerboot_boot};
+use xtask::machine::Emulator;
 use xtask::suite::Outcome;
 
 use crate::lab::Lab;
@@ -22,7 +23,7 @@ pub fn boot_time(lab: &Lab) -> Result<Outcome> {
 
 /// A CPUID exit costs at most 600 instructions, the guest's own included.
 pub fn exit_cost(lab: &Lab) -> Result<Outcome> {
-    let costs = exit_costs(lab.project(), MEMORY)?;
+    let costs = exit_costs(lab.project(), Emulator::Qemu, Emulator::Qemu.cpu())?;
     match costs.iter().find(|cost| cost.exit == "cpuid") {
         Some(cost) if cost.average <= 600 => Ok(Outcome::Passed),
         Some(cost) => Err(Error::failed(format!("a CPUID exit costs {} instructions", cost.average))),

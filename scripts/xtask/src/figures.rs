@@ -1,4 +1,4 @@
-//! Figures that come out the same in every run: QEMU counts instructions, and virtual time is their number.
+//! Figures that come out the same in every run: the emulators count instructions, and virtual time is their number.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use regex::Regex;
 
 use crate::error::{Error, Result};
 use crate::guests;
-use crate::machine::{Firmware, Machine, Spec};
+use crate::machine::{Emulator, Firmware, Machine, Spec};
 use crate::project::Project;
 use crate::rom::Recipe;
 use crate::run;
@@ -77,19 +77,31 @@ pub fn peerboot_boot(project: &Project, memory: &str) -> Result<Boot> {
     Ok(Boot { milestones: timeline(&transcript)?, exits: exits(&transcript)? })
 }
 
-/// Boots the tiny guest that measures exits from within.
+/// The CPUs whose exits are measured, QEMU's first: AMD-V without and with next-RIP save, VT-x without and with local
+/// APICs to lend.
+pub const EXIT_COSTS_OF: [(Emulator, &str); 4] = [
+    (Emulator::Qemu, "max"),
+    (Emulator::Bochs, "ryzen"),
+    (Emulator::Bochs, "corei7_sandy_bridge_2600k"),
+    (Emulator::Bochs, "corei7_skylake_x"),
+];
+
+/// Boots the tiny guest that measures exits from within, on a CPU model of an emulator.
 ///
 /// # Errors
 /// It does not boot, or measures nothing.
-pub fn exit_costs(project: &Project, memory: &str) -> Result<Vec<Cost>> {
-    let rom = project.build("bench")?.join("exit-cost.rom");
+pub fn exit_costs(project: &Project, emulator: Emulator, cpu: &str) -> Result<Vec<Cost>> {
+    let rom = project.build("bench")?.join(format!("exit-cost-{}.rom", emulator.board()));
     Recipe {
         manifest: Some(project.path("scripts/xtask/bench/exit-cost.dts")),
         files: vec![("guests/exit-cost".to_owned(), guests::tiny(project, "exit-cost")?)],
-        ..Recipe::example(BOARD)
+        ..Recipe::example(emulator.board())
     }
     .refresh(project, &rom)?;
-    costs(&until(Firmware::Rom(rom), "(PASS|FAIL) exit-cost", memory)?.transcript())
+    let spec = Spec { smp: 1, icount: true, cpu: cpu.to_owned(), ..Spec::on(emulator, Firmware::Rom(rom)) };
+    let mut machine = Machine::spawn(&spec)?;
+    machine.expect("(PASS|FAIL) exit-cost", PATIENCE)?;
+    costs(&machine.transcript())
 }
 
 /// The time of a milestone.
