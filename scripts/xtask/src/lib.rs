@@ -8,6 +8,7 @@ pub mod cpio;
 pub mod error;
 pub mod figures;
 pub mod guests;
+pub mod kvm;
 pub mod machine;
 pub mod packages;
 pub mod payload;

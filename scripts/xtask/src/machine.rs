@@ -141,6 +141,8 @@ pub struct Spec {
     pub disks: Vec<Disk>,
     /// Virtual time counts instructions, one a nanosecond, and jumps over idle time.
     pub icount: bool,
+    /// QEMU runs it on KVM, which passes virtualization on to it.
+    pub kvm: bool,
     /// More arguments for QEMU, or lines for Bochs's configuration.
     pub extra: Vec<String>,
 }
@@ -163,6 +165,7 @@ impl Spec {
             memory: "2G".to_owned(),
             disks: Vec::new(),
             icount: false,
+            kvm: false,
             extra: Vec::new(),
         }
     }

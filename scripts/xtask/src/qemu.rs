@@ -26,7 +26,7 @@ fn arguments(spec: &Spec) -> Vec<String> {
     if spec.icount {
         add(&["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
     } else {
-        add(&["-accel", "tcg"]);
+        add(&["-accel", if spec.kvm { "kvm" } else { "tcg" }]);
     }
     match &spec.firmware {
         Firmware::Rom(rom) => add(&["-bios", &text(rom)]),
@@ -166,6 +166,14 @@ mod tests {
 
     fn spec() -> Spec {
         Spec::new(Firmware::Rom(PathBuf::from("peerboot.rom")))
+    }
+
+    #[test]
+    fn instructions_are_counted_without_kvm() {
+        let line = |kvm, icount| arguments(&Spec { kvm, icount, ..spec() }).join(" ");
+        assert!(line(true, false).contains("-accel kvm"));
+        assert!(line(false, false).contains("-accel tcg"));
+        assert!(line(true, true).contains("-accel tcg,thread=single -icount"));
     }
 
     #[test]

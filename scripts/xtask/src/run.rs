@@ -1,12 +1,13 @@
 //! `scripts/run`: a ROM composed and booted.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::error::{Error, Result};
+use crate::kvm::{self, Nested};
 use crate::machine::{Disk, Emulator, Firmware, Machine, Spec};
 use crate::packages;
 use crate::progress::say;
@@ -20,7 +21,7 @@ pub struct Options {
     #[command(flatten)]
     content: rom::Content,
     /// CPU model of the emulated machine, QEMU's with features (max,-svm has no virtualization); by default QEMU's
-    /// max or Bochs's corei7_skylake_x
+    /// max or Bochs's corei7_skylake_x, and this machine's own CPU where KVM passes its virtualization on
     #[arg(long)]
     cpu: Option<String>,
     /// Cores of the emulated machine; by default 2, and 1 in Bochs, which has no more
@@ -52,6 +53,15 @@ pub struct Options {
     timeout: u64,
 }
 
+impl Options {
+    /// What KVM passes on to the machine on a host with this root directory, where the machine is to run on it:
+    /// neither an emulator's CPU nor its way to count time is asked for.
+    fn kvm(&self, root: &Path) -> Option<Nested> {
+        let any = self.emulator == Emulator::Qemu && self.cpu.is_none() && !self.icount;
+        any.then(|| kvm::nested(root)).flatten()
+    }
+}
+
 /// Composes and boots; with a terminal, this process becomes the emulator.
 ///
 /// # Errors
@@ -75,6 +85,10 @@ pub fn run(project: &Project, options: &Options) -> Result<ExitCode> {
         extra: options.emulator_option.clone(),
         ..Spec::on(emulator, Firmware::Rom(rom))
     };
+    if let Some(nested) = options.kvm(Path::new("/")) {
+        say(&format!("running on KVM, which passes {nested} on"));
+        (spec.kvm, spec.cpu) = (true, "host".to_owned());
+    }
     spec.cpu = options.cpu.clone().unwrap_or(spec.cpu);
     spec.smp = options.smp.unwrap_or(spec.smp);
     if !options.headless {
@@ -109,4 +123,39 @@ pub fn example_rom(project: &Project, board: &str) -> Result<PathBuf> {
     let rom = default_rom(project, board)?;
     Recipe::example(board).refresh(project, &rom)?;
     Ok(rom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use std::fs;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn kvm_is_used_unless_options_ask_for_what_it_has_not() {
+        let root = std::env::temp_dir().join(format!("peerboot-run-{}", std::process::id()));
+        let module = root.join("sys/module/kvm_amd/parameters");
+        for dir in [&module, &root.join("dev"), &root.join("proc")] {
+            fs::create_dir_all(dir).expect("a directory");
+        }
+        fs::write(root.join("dev/kvm"), "").expect("a file");
+        fs::write(root.join("proc/cpuinfo"), "flags : svm\n").expect("a file");
+        fs::write(module.join("nested"), "1\n").expect("a file");
+        let kvm = |words: &[&str]| {
+            let line = Line::try_parse_from(["run"].iter().chain(words)).expect("options");
+            line.options.kvm(&root)
+        };
+        assert_eq!(kvm(&[]), Some(Nested::AmdV));
+        assert_eq!(kvm(&["--smp", "4", "--headless"]), Some(Nested::AmdV));
+        for words in [&["--icount"][..], &["--cpu", "max"], &["--emulator", "bochs"]] {
+            assert_eq!(kvm(words), None, "{words:?}");
+        }
+        fs::remove_dir_all(&root).expect("removed");
+    }
 }
