@@ -19,6 +19,7 @@ mod quiet;
 mod small_payload;
 mod stage;
 mod time;
+mod unikernel;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/quiet-dmesg", quiet::dmesg_is_as_on_bare_hardware),
         Case::new("emulator/full-kernel", other_guests::full_kernel),
         Case::new("emulator/real-coreboot", other_guests::real_coreboot),
+        Case::new("emulator/unikernel", unikernel::image),
         Case::new("emulator/linux-16-bit", boot_protocols::linux_from_real_mode),
         Case::new("emulator/memtest86+-32-bit", boot_protocols::memtest_32_bit),
         Case::new("emulator/ipxe", |lab: &Lab| {

@@ -24,7 +24,7 @@ pub const HIGH_MEMORY_START: u64 = 1 << 32;
 /// The least memory a guest can have: the legacy megabyte and one more.
 pub const LEAST_MEMORY: u64 = 2 << 20;
 
-/// The PC's hole for VGA memory and ROMs. It is backed by memory all the same, but reserved: firmware and
+/// The PC's hole for VGA memory and ROMs. It is backed by memory all the same, but told of as none: firmware and
 /// tables live there as in shadowed ROM, and a program that writes to VGA text memory costs no exits.
 pub const LEGACY_HOLE: Range<u64> = 0xa_0000..0x10_0000;
 
@@ -147,7 +147,8 @@ impl MemoryMap {
         let ecam = ecam..ecam.saturating_add(layout::ECAM_BYTES);
         let ranges = [
             (0..LEGACY_HOLE.start, E820Kind::Memory),
-            (LEGACY_HOLE, E820Kind::Reserved),
+            // As on a PC, nothing is said of what lies below: some kernels have their own mind about it.
+            (layout::ACPI_TABLES.start..LEGACY_HOLE.end, E820Kind::Reserved),
             (LEGACY_HOLE.end..self.low, E820Kind::Memory),
             // Linux uses ECAM only where firmware reserves it.
             (ecam, E820Kind::Reserved),

@@ -113,7 +113,7 @@ fn a_multiboot_kernel_finds_what_its_loader_tells() {
         map.push([4, 12, 20].map(|offset| u32_at(&memory, at + offset)));
         at += 4 + u32_at(&memory, at);
     }
-    assert_eq!(map[..3], [[0, 0xa_0000, 1], [0xa_0000, 0x6_0000, 2], [MIB, 3 * MIB, 1]]);
+    assert_eq!(map[..3], [[0, 0xa_0000, 1], [0xe_0000, 0x2_0000, 2], [MIB, 3 * MIB, 1]]);
 
     assert_eq!([field(28), field(32), field(40)], [3, 40, 2]);
     let section = |number: u64, offset| u32_at(&memory, field(36) + 40 * number + offset);
