@@ -195,6 +195,7 @@ fn protocol(method: Method) -> BootProtocol {
         Method::Pvh => BootProtocol::Pvh,
         Method::Multiboot => BootProtocol::Multiboot(MultibootVersion::One),
         Method::Multiboot2 => BootProtocol::Multiboot(MultibootVersion::Two),
+        Method::Hermit => BootProtocol::Hermit,
     }
 }
 

@@ -43,15 +43,16 @@ pub fn image(lab: &Lab) -> Result<Outcome> {
 
 /// The protocol that the file has the header of, as the manifest calls it.
 fn protocol(image: &[u8]) -> &'static str {
-    // Multiboot 0.6.96, 3.1; Multiboot2 2.0, 3.1; hermit-entry's note; else the Xen note is looked for by PVH.
+    // Multiboot 0.6.96, 3.1; Multiboot2 2.0, 3.1; notes lie anywhere.
     let within = |bytes: &[u8], len: usize, align: usize| {
-        let places = image.windows(bytes.len()).take(len).step_by(align);
-        places.into_iter().any(|place| place == bytes)
+        image.windows(bytes.len()).take(len).step_by(align).any(|place| place == bytes)
     };
     if within(&0x1bad_b002_u32.to_le_bytes(), 8 << 10, 4) {
         "multiboot"
     } else if within(&0xe852_50d6_u32.to_le_bytes(), 32 << 10, 8) {
         "multiboot2"
+    } else if within(b"\x00\x5a\x00\x00HERMIT\x00", image.len(), 4) {
+        "hermit"
     } else {
         "pvh"
     }

@@ -20,7 +20,7 @@ pub struct Boot {
     pub kernel: Source,
     /// Its initial RAM disk.
     pub ramdisk: Option<Source>,
-    /// What else goes with it; nothing with [`Method::Linux`].
+    /// What else goes with it; nothing with [`Method::Linux`] and [`Method::Hermit`].
     pub modules: Vec<Module>,
     /// Its command line.
     pub bootargs: String,
@@ -37,6 +37,8 @@ pub enum Method {
     Multiboot,
     /// A kernel with a Multiboot2 header.
     Multiboot2,
+    /// A kernel with a Hermit note.
+    Hermit,
 }
 
 /// In which mode a kernel of Linux's boot protocol is entered.
@@ -67,11 +69,12 @@ impl Boot {
     }
 }
 
-const METHODS: [(&str, Method); 4] = [
+const METHODS: [(&str, Method); 5] = [
     ("linux", Method::Linux(None)),
     ("pvh", Method::Pvh),
     ("multiboot", Method::Multiboot),
     ("multiboot2", Method::Multiboot2),
+    ("hermit", Method::Hermit),
 ];
 const ENTRIES: [(&str, Entry); 3] =
     [("16-bit", Entry::Bits16), ("32-bit", Entry::Bits32), ("64-bit", Entry::Bits64)];
@@ -84,8 +87,8 @@ pub(super) fn read(guest: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<
         modules.push(Module { source: node.needed_source("source")?, bootargs: bootargs(&node)? });
     }
     let method = method(guest)?;
-    if matches!(method, Method::Linux(_)) && !modules.is_empty() {
-        return Err(guest.wrong("boot", format!("another than \"linux\", which has no nodes \"{MODULE}\"")));
+    if matches!(method, Method::Linux(_) | Method::Hermit) && !modules.is_empty() {
+        return Err(guest.wrong("boot", format!("one that has nodes \"{MODULE}\"")));
     }
     Ok(Boot {
         method,

@@ -146,6 +146,7 @@ fn an_entry_is_for_linux_alone() {
     }
     assert_eq!(method(guest("a").text("boot", "multiboot")), Method::Multiboot);
     assert_eq!(method(guest("a").text("boot", "multiboot2")), Method::Multiboot2);
+    assert_eq!(method(guest("a").text("boot", "hermit")), Method::Hermit);
     assert_eq!(
         error(guest("a").text("entry", "8-bit")),
         "manifest: node /chosen/a, property entry: found \"8-bit\", expected one of \"16-bit\", \"32-bit\", \
@@ -180,8 +181,8 @@ fn modules_are_child_nodes() {
 
     assert_eq!(
         error(nodes("linux")),
-        "manifest: node /chosen/a, property boot: found \"linux\", expected another than \"linux\", which has \
-         no nodes \"peerboot,module\""
+        "manifest: node /chosen/a, property boot: found \"linux\", expected one that has nodes \
+         \"peerboot,module\""
     );
     let nameless = guest("a").text("boot", "pvh").child(module("one").without("source"));
     assert!(error(nameless).starts_with("manifest: node /chosen/a/one, property source: found nothing"));

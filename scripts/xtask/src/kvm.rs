@@ -83,7 +83,8 @@ mod tests {
 
     #[test]
     fn the_device_the_cpu_and_the_module_must_agree() {
-        let cases: [(&str, &[(&str, &str)], Option<Nested>); 9] = [
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<Nested>);
+        let cases: [Case; 9] = [
             ("intel", &[KVM, INTEL, INTEL_ON], Some(Nested::VtX)),
             ("amd", &[KVM, AMD, AMD_ON], Some(Nested::AmdV)),
             ("both-modules", &[KVM, AMD, INTEL_ON, AMD_ON], Some(Nested::AmdV)),

@@ -22,6 +22,8 @@ pub enum Part {
     Pvh,
     /// Multiboot 1 and 2
     Multiboot,
+    /// Hermit kernels by their own entry
+    Hermit,
     /// Files in CBFS that LZ4 compressed
     Lz4,
     /// Files in CBFS that zstd compressed
@@ -31,7 +33,8 @@ pub enum Part {
 }
 
 /// What is left out where flash is smallest: what stays starts Linux on AMD's processors.
-pub const LEFT_OUT_OF_SMALL: [Part; 5] = [Part::VtX, Part::Linux16, Part::Pvh, Part::Multiboot, Part::Prompt];
+pub const LEFT_OUT_OF_SMALL: [Part; 6] =
+    [Part::VtX, Part::Linux16, Part::Pvh, Part::Multiboot, Part::Hermit, Part::Prompt];
 
 impl Part {
     fn feature(self) -> String {

@@ -13,8 +13,8 @@ pub const START_INFO: GuestPhys = GuestPhys::new(0x2000);
 /// How many bytes it may have where there is no identity map.
 #[cfg(any(feature = "pvh", feature = "multiboot"))]
 pub const START_INFO_MAX: usize = 0xe000;
-/// The top of the identity map: six pages.
-const PAGE_TABLES: u64 = 0x4000;
+/// The top of the identity map, six pages, for who has no other wish.
+pub const PAGE_TABLES: u64 = 0x4000;
 /// The command line, NUL-terminated.
 pub const COMMAND_LINE: GuestPhys = GuestPhys::new(0x1_0000);
 /// The longest command line in bytes, without the NUL.
@@ -43,12 +43,12 @@ pub fn write_gdt(memory: &GuestMemory, long: bool) -> Result<DescriptorTable, Ou
     Ok(DescriptorTable { base: GDT.get(), limit: (bytes.len() as u16).saturating_sub(1) })
 }
 
-/// Writes page tables that map the first 4 GiB onto themselves, and gives the CR3 for them.
-pub fn write_identity_map(memory: &GuestMemory) -> Result<u64, OutOfRange> {
+/// Writes page tables, six pages from `at` on, that map the first 4 GiB onto themselves, and gives the CR3 for them.
+pub fn write_identity_map(memory: &GuestMemory, at: u64) -> Result<u64, OutOfRange> {
     const DIRECTORIES: usize = 4;
     // One page each: the root, the table below it, and four directories of 512 2-MiB pages.
     let mut tables = vec![0; 6 * 512];
-    let entry = |page: u64| PAGE_TABLES.wrapping_add(page << 12) | PRESENT | WRITABLE;
+    let entry = |page: u64| at.wrapping_add(page << 12) | PRESENT | WRITABLE;
     let (root, rest) = tables.split_at_mut(512);
     let (pointers, directories) = rest.split_at_mut(512);
     if let Some(first) = root.first_mut() {
@@ -61,8 +61,8 @@ pub fn write_identity_map(memory: &GuestMemory) -> Result<u64, OutOfRange> {
         *directory = (number << 21) | PRESENT | WRITABLE | LARGE;
     }
     let bytes: Vec<[u8; 8]> = tables.into_iter().map(u64::to_le_bytes).collect();
-    memory.write(GuestPhys::new(PAGE_TABLES), bytes.as_flattened())?;
-    Ok(PAGE_TABLES)
+    memory.write(GuestPhys::new(at), bytes.as_flattened())?;
+    Ok(at)
 }
 
 /// Writes the command line with its NUL to `at`. The caller has checked its length.

@@ -5,8 +5,8 @@
 
 use super::Images;
 use super::first_megabyte::{
-    CODE_SELECTOR, COMMAND_LINE, COMMAND_LINE_MAX, DATA_SELECTOR, START_INFO, write_command_line, write_gdt,
-    write_identity_map,
+    CODE_SELECTOR, COMMAND_LINE, COMMAND_LINE_MAX, DATA_SELECTOR, PAGE_TABLES, START_INFO,
+    write_command_line, write_gdt, write_identity_map,
 };
 use super::memory_map::{E820Entry, MemoryMap, PAGE_SIZE};
 use crate::cpu::{CpuState, Gpr, Segment, SegmentRegister};
@@ -390,7 +390,7 @@ impl<'a> Kernel<'a> {
 
     fn cpu_state(&self, memory: &GuestMemory, kernel: u64) -> Result<CpuState, OutOfRange> {
         let mut state = if self.long {
-            let cr3 = write_identity_map(memory)?;
+            let cr3 = write_identity_map(memory, PAGE_TABLES)?;
             let entry = kernel.saturating_add(ENTRY_64);
             CpuState::long_mode(entry, cr3, CODE_SELECTOR, DATA_SELECTOR)
         } else {

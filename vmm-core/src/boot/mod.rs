@@ -3,6 +3,8 @@
 pub mod acpi;
 #[cfg(feature = "linux16")]
 pub mod bios;
+#[cfg(feature = "hermit")]
+pub mod hermit;
 pub mod linux;
 #[cfg(feature = "linux16")]
 pub mod linux16;
@@ -13,7 +15,9 @@ pub mod multiboot;
 pub mod pvh;
 
 mod first_megabyte;
-#[cfg(any(feature = "pvh", feature = "multiboot"))]
+#[cfg(feature = "hermit")]
+mod flat_tree;
+#[cfg(any(feature = "pvh", feature = "multiboot", feature = "hermit"))]
 mod program;
 #[cfg(test)]
 mod testing;
@@ -25,6 +29,8 @@ use crate::memory::{GuestMemory, GuestPhys};
 use acpi::AcpiError;
 use alloc::vec::Vec;
 use core::fmt;
+#[cfg(feature = "hermit")]
+use hermit::HermitError;
 use linux::{LinuxEntry, LinuxError};
 #[cfg(feature = "multiboot")]
 use multiboot::MultibootError;
@@ -70,6 +76,8 @@ pub enum BootProtocol {
     Pvh,
     /// A kernel with a header of this version of Multiboot.
     Multiboot(MultibootVersion),
+    /// A Hermit kernel, by its own entry.
+    Hermit,
 }
 
 /// Which of the two Multiboot specifications.
@@ -105,6 +113,9 @@ pub enum BootError {
     /// Its kernel has no such header, asks for what there is not, or does not fit.
     #[cfg(feature = "multiboot")]
     Multiboot(MultibootError),
+    /// Its kernel is no Hermit kernel, or does not fit.
+    #[cfg(feature = "hermit")]
+    Hermit(HermitError),
 }
 
 impl fmt::Display for BootError {
@@ -119,6 +130,8 @@ impl fmt::Display for BootError {
             Self::Pvh(error) => error.fmt(f),
             #[cfg(feature = "multiboot")]
             Self::Multiboot(error) => error.fmt(f),
+            #[cfg(feature = "hermit")]
+            Self::Hermit(error) => error.fmt(f),
         }
     }
 }
@@ -148,6 +161,10 @@ pub fn load(
         }
         #[cfg(not(feature = "multiboot"))]
         BootProtocol::Multiboot(_) => Err(BootError::LeftOut("Multiboot")),
+        #[cfg(not(feature = "hermit"))]
+        BootProtocol::Hermit => Err(BootError::LeftOut("Hermit's entry")),
+        #[cfg(feature = "hermit")]
+        BootProtocol::Hermit => hermit::load(memory, map, images, rsdp).map_err(BootError::Hermit),
     }
 }
 

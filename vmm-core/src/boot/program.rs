@@ -5,8 +5,12 @@ use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
 use alloc::vec::Vec;
 use core::fmt;
 use elf::ElfBytes;
+#[cfg(any(feature = "pvh", feature = "hermit"))]
+use elf::abi::PT_NOTE;
 use elf::abi::{EM_386, EM_X86_64, PT_LOAD};
 use elf::endian::LittleEndian;
+#[cfg(any(feature = "pvh", feature = "hermit"))]
+use elf::note::{Note, NoteIterator};
 use elf::parse::ParseError;
 
 /// The lowest address for a segment: below lies what boot protocols write.
@@ -99,6 +103,29 @@ pub fn parse_elf(image: &[u8]) -> Result<ElfBytes<'_, LittleEndian>, ProgramErro
     }
 }
 
+/// What the note of this kind says, if the file has one. The name is with its NUL.
+#[cfg(any(feature = "pvh", feature = "hermit"))]
+pub fn note<'a>(
+    file: &ElfBytes<'a, LittleEndian>,
+    name: &[u8],
+    kind: u64,
+) -> Result<Option<&'a [u8]>, ParseError> {
+    for header in file.segments().into_iter().flatten().filter(|header| header.p_type == PT_NOTE) {
+        // Notes are aligned to 4 bytes whatever the segment says, but for those in segments aligned to 8.
+        let alignment = if header.p_align == 8 { 8 } else { 4 };
+        let notes = NoteIterator::new(LittleEndian, file.ehdr.class, alignment, file.segment_data(&header)?);
+        for note in notes {
+            match note {
+                Note::Unknown(note) if note.name == name && note.n_type == kind => {
+                    return Ok(Some(note.desc));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(None)
+}
+
 impl<'a> Program<'a> {
     /// What an ELF file's program headers say.
     pub fn from_elf(file: &ElfBytes<'a, LittleEndian>) -> Result<Self, ProgramError> {
@@ -125,6 +152,7 @@ impl<'a> Program<'a> {
     }
 
     /// Its first byte.
+    #[cfg(any(feature = "multiboot", feature = "hermit"))]
     pub fn start(&self) -> u64 {
         self.segments.iter().map(|segment| segment.address).min().unwrap_or(0)
     }
@@ -136,6 +164,7 @@ impl<'a> Program<'a> {
     }
 
     /// The same, so that it starts at `start`.
+    #[cfg(any(feature = "multiboot", feature = "hermit"))]
     pub fn moved_to(mut self, start: u64) -> Self {
         let old = self.start();
         for segment in &mut self.segments {
@@ -151,6 +180,7 @@ impl<'a> Program<'a> {
     }
 
     /// Where the byte lies that the kernel itself will see at `address`.
+    #[cfg(feature = "multiboot")]
     pub fn physical(&self, address: u64) -> Option<u64> {
         let segment =
             self.segments.iter().find(|segment| contains(segment.virtual_address, segment.len, address))?;

@@ -3,18 +3,15 @@
 
 use super::first_megabyte::{COMMAND_LINE, COMMAND_LINE_MAX, START_INFO, START_INFO_MAX, write_command_line};
 use super::memory_map::{E820Entry, MemoryMap, PAGE_SIZE};
-use super::program::{Program, ProgramError, parse_elf};
+use super::program::{Program, ProgramError, note, parse_elf};
 use super::{Images, Module};
 use crate::cpu::{CpuState, Gpr};
 use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
 use alloc::vec::Vec;
 use core::fmt;
 use elf::ElfBytes;
-use elf::abi::PT_NOTE;
 use elf::endian::LittleEndian;
-use elf::note::{Note, NoteIterator};
 use elf::parse::ParseError;
-use elf::segment::ProgramHeader;
 
 /// XEN_ELFNOTE_PHYS32_ENTRY: the physical address of the entry in protected mode.
 const PHYS32_ENTRY: u64 = 18;
@@ -156,33 +153,11 @@ fn place<'a>(
 
 /// The entry that the file's notes name.
 fn entry(file: &ElfBytes<LittleEndian>) -> Result<u64, PvhError> {
-    for header in file.segments().into_iter().flatten().filter(|header| header.p_type == PT_NOTE) {
-        if let Some(entry) = find_entry(file, &header)? {
-            return Ok(entry);
-        }
+    match *note(file, XEN, PHYS32_ENTRY)?.ok_or(PvhError::NoEntry)? {
+        [a, b, c, d] => Ok(u64::from(u32::from_le_bytes([a, b, c, d]))),
+        [a, b, c, d, e, f, g, h] => Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h])),
+        ref other => Err(PvhError::EntryLength(other.len())),
     }
-    Err(PvhError::NoEntry)
-}
-
-/// The entry that a note segment names, if it does.
-fn find_entry(file: &ElfBytes<LittleEndian>, header: &ProgramHeader) -> Result<Option<u64>, PvhError> {
-    // Notes are aligned to 4 bytes whatever the segment says, but for those in segments aligned to 8.
-    let alignment = if header.p_align == 8 { 8 } else { 4 };
-    let notes = NoteIterator::new(LittleEndian, file.ehdr.class, alignment, file.segment_data(header)?);
-    for note in notes {
-        match note {
-            Note::Unknown(note) if note.name == XEN && note.n_type == PHYS32_ENTRY => {
-                let address = match *note.desc {
-                    [a, b, c, d] => u64::from(u32::from_le_bytes([a, b, c, d])),
-                    [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-                    _ => return Err(PvhError::EntryLength(note.desc.len())),
-                };
-                return Ok(Some(address));
-            }
-            _ => {}
-        }
-    }
-    Ok(None)
 }
 
 /// The start info with its module list, memory map and modules' command lines behind it.
@@ -217,7 +192,7 @@ mod tests {
     use super::*;
     use crate::boot::testing::{bytes, machine};
     use alloc::vec;
-    use elf::abi::{EM_X86_64, PT_LOAD};
+    use elf::abi::{EM_X86_64, PT_LOAD, PT_NOTE};
 
     const MIB: u64 = 1 << 20;
     const RSDP: GuestPhys = GuestPhys::new(0xe_0000);
