@@ -67,6 +67,7 @@ fn the_references_example_means_what_it_says() {
         (Action::Restart, Action::Restart, Action::Stop)
     );
     assert_eq!((web.console, web.autostart, web.debug_port), (Console::Uart, true, false));
+    assert!(web.watchdog && !probe.watchdog);
     assert_eq!((web.disks[0].name.as_str(), web.disks[0].read_only), ("tools", true));
     assert_eq!(web.networks[0].switch, "lan");
     assert_eq!(web.networks[0].mac_address, Some([2, 0, 0, 0, 0, 1]));
@@ -85,7 +86,7 @@ fn the_references_example_means_what_it_says() {
         assert!(reference.contains(&format!("| `{property}` |")), "{property} is not in the reference");
         properties += 1;
     }
-    assert_eq!(properties, 31);
+    assert_eq!(properties, 32);
 }
 
 #[test]

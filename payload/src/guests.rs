@@ -177,6 +177,7 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
         modules: modules.into_iter().collect::<Option<_>>()?,
         bootargs: boot.bootargs.clone(),
         debug_port: guest.debug_port,
+        watchdog: guest.watchdog,
         on_crash: action(guest.on_crash),
         on_reboot: action(guest.on_reboot),
         on_poweroff: action(guest.on_poweroff),

@@ -1,15 +1,17 @@
 //! One life of a guest after the other: nothing is kept of one, and everything is given back.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use xtask::cpio::Archive;
 use xtask::error::{Error, Result};
 use xtask::guests;
 use xtask::machine::{Emulator, Machine};
 use xtask::suite::Outcome;
 
-use crate::console::{ANSWER, BOOT};
-use crate::lab::Lab;
-use crate::manifest::{Guest, manifest};
+use crate::console::{ANSWER, BOOT, command, wait_for_shell};
+use crate::lab::{Lab, read};
+use crate::manifest::{Guest, good, manifest};
 
 /// Peerboot's key and what opens the management prompt.
 const OPEN_PROMPT: &str = "\x1dm";
@@ -134,4 +136,46 @@ pub fn deaf_guest(lab: &Lab) -> Result<Outcome> {
     machine.send("stop deaf 0\r")?;
     machine.expect(r"\] deaf: stopped$", ANSWER)?;
     Ok(Outcome::Passed)
+}
+
+/// Debian's kernel finds the watchdog timer with its own driver. As long as it is fed the guest lives; then the guest
+/// has crashed, and its owner wants it to start again.
+pub fn watchdog(lab: &Lab) -> Result<Outcome> {
+    const RAMDISK: &str = "guests/debian/initramfs";
+    let variant = lab.variant(Emulator::Qemu, "watchdog")?;
+    variant.cbfs.remove(RAMDISK)?;
+    variant.cbfs.add(RAMDISK, &variant.write("initramfs", &with_watchdog_modules(lab)?)?)?;
+    variant.manifest(&manifest(&[Guest { properties: "watchdog; on-crash = \"restart\";", ..good() }]))?;
+    let mut machine = variant.boot()?;
+    wait_for_shell(&mut machine)?;
+    command(&mut machine, "insmod /lib/watchdog.ko && insmod /lib/wdat_wdt.ko", ANSWER)?;
+    let said = command(&mut machine, "cat /sys/class/watchdog/watchdog0/identity", ANSWER)?;
+    if said != ["wdat_wdt"] {
+        return Err(Error::failed(format!("the watchdog's driver is {said:?}")));
+    }
+    // Started, to expire after 8 seconds, and fed each second, for longer than that.
+    command(&mut machine, "watchdog -t 1 -T 8 /dev/watchdog; sleep 12", Duration::from_secs(120))?;
+    machine.send("kill -STOP $(pidof watchdog)\n")?;
+    machine.expect(r"\] good: crashed: its watchdog was not fed in time$", Duration::from_secs(120))?;
+    machine.expect(r"\] good: starts again$", ANSWER)?;
+    wait_for_shell(&mut machine)?;
+    Ok(Outcome::Passed)
+}
+
+/// The example's initramfs, with the modules that Debian's kernel needs for the watchdog timer.
+fn with_watchdog_modules(lab: &Lab) -> Result<Vec<u8>> {
+    let kernel = guests::cloud_kernel(lab.project())?;
+    let version = kernel.file_name().and_then(|name| name.to_str()?.strip_prefix("vmlinuz-"));
+    let tree = kernel.parent().and_then(Path::parent);
+    let (Some(version), Some(tree)) = (version, tree) else {
+        return Err(Error::failed(format!("{} does not name its version", kernel.display())));
+    };
+    let modules = tree.join("lib/modules").join(version).join("kernel/drivers/watchdog");
+    let mut archive = Archive::new();
+    archive.directory("lib");
+    for module in ["watchdog.ko", "wdat_wdt.ko"] {
+        archive.file(&format!("lib/{module}"), 0o644, &read(&modules.join(module))?);
+    }
+    // Linux unpacks archives one behind the other; what is compressed comes last.
+    Ok([archive.finish(), read(&guests::initramfs(lab.project())?)?].concat())
 }

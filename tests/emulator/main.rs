@@ -55,6 +55,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/lifecycle/lives-leave-nothing", lifecycle::lives_leave_nothing),
         Case::new("emulator/lifecycle/deaf-guest", lifecycle::deaf_guest),
         Case::new("emulator/memory-above-4-gib", boot::memory_above_4_gib),
+        Case::new("emulator/lifecycle/watchdog", lifecycle::watchdog),
         Case::new("emulator/bad-guests", bad_input::bad_guests_cost_themselves),
         Case::new("emulator/damaged-cbfs", bad_input::damaged_cbfs),
         Case::new("emulator/damaged-manifest", bad_input::damaged_manifest),

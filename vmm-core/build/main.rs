@@ -38,7 +38,7 @@ fn main() {
 /// The tables and their pieces as Rust source.
 fn source() -> String {
     let madt_at = layout::ACPI_TABLES.end - MADT_ROOM;
-    let fixed = tables::tables(madt_at);
+    let (fixed, xsdt_at, xsdt) = tables::tables(madt_at);
     let dsdt = tables::head(b"DSDT", 2, &dsdt::board().0);
     let [first, last] = SOME_WINDOW;
     let window = dsdt::memory_window(first, last);
@@ -47,6 +47,9 @@ fn source() -> String {
     [
         "/// The tables that are the same for every guest, the RSDP first.".to_owned(),
         bytes("FIXED", &fixed.bytes),
+        "/// Where the XSDT goes, and it, to be sealed. Its last entry is the WDAT.".to_owned(),
+        format!("pub const XSDT_AT: u64 = {xsdt_at:#x};"),
+        bytes("XSDT", &xsdt),
         "/// Where they expect the DSDT and the MADT.".to_owned(),
         format!("pub const DSDT_AT: u64 = {:#x};\npub const MADT_AT: u64 = {madt_at:#x};", fixed.end()),
         "/// The DSDT's beginning: its header, to be sealed, and the devices that every guest has.".to_owned(),

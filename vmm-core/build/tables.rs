@@ -7,7 +7,6 @@ use acpi_tables::gas::{AccessSize, AddressSpace as RegisterSpace, GAS};
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
-use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
 const OEM_ID: [u8; 6] = *b"PEERBT";
@@ -18,8 +17,8 @@ const OEM_REVISION: u32 = 1;
 const HEADER_BYTES: u32 = 36;
 /// What every table's address is a multiple of: the FACS demands it (ACPI 5.2.10).
 const TABLE_ALIGNMENT: usize = 64;
-/// The XSDT's length with its four entries.
-const XSDT_BYTES: usize = HEADER_BYTES as usize + 4 * 8;
+/// The XSDT's length with its five entries.
+const XSDT_BYTES: usize = HEADER_BYTES as usize + 5 * 8;
 
 /// Tables one behind the other, from where a guest's tables begin.
 pub struct Image {
@@ -41,22 +40,26 @@ impl Image {
     }
 }
 
-/// All tables of one length for every guest, the RSDP first. The DSDT is to lie right behind them, the MADT at
-/// `madt`.
-pub fn tables(madt: u64) -> Image {
+/// All tables of one length for every guest, the RSDP first, with an empty room for the XSDT; where that is, and
+/// what belongs there but for length and checksum. Its last entry is the WDAT, which only guests with a watchdog are
+/// to see. The DSDT is to lie right behind the tables, the MADT at `madt`.
+pub fn tables(madt: u64) -> (Image, u64, Vec<u8>) {
     let mut image = Image { bytes: vec![0; Rsdp::len().next_multiple_of(TABLE_ALIGNMENT)] };
     let (facs, mcfg, waet) = (image.append(&FACS::new()), image.append(&mcfg()), image.append(&waet()));
+    let wdat = image.append(&wdat());
     let fadt_at = image.end() + padded(XSDT_BYTES);
-    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    [fadt_at, madt, mcfg, waet].into_iter().for_each(|table| xsdt.add_entry(table));
-    let xsdt = image.append(&xsdt);
+    let entries = [fadt_at, madt, mcfg, waet, wdat].map(u64::to_le_bytes);
+    let unsealed = head(b"XSDT", 1, entries.as_flattened());
+    assert_eq!(unsealed.len(), XSDT_BYTES);
+    let xsdt = image.end();
+    image.bytes.resize(image.bytes.len() + padded(XSDT_BYTES) as usize, 0);
     let dsdt = fadt_at + padded(FADT::len());
     assert_eq!(image.append(&fadt(facs, dsdt)), fadt_at);
     assert_eq!(image.end(), dsdt);
     let mut rsdp = Vec::new();
     Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
     image.bytes[..rsdp.len()].copy_from_slice(&rsdp);
-    image
+    (image, xsdt, unsealed)
 }
 
 /// The room that a table takes.
@@ -146,6 +149,61 @@ pub fn waet() -> Sdt {
     let mut waet = table(b"WAET", 1);
     waet.append_slice(&PM_TIMER_GOOD.to_le_bytes());
     waet
+}
+
+/// Actions of the WDAT: what a driver may want of the watchdog timer.
+mod watchdog_action {
+    pub const FEED: u8 = 0x01;
+    pub const GET_COUNT: u8 = 0x04;
+    pub const SET_COUNT: u8 = 0x06;
+    pub const IS_RUNNING: u8 = 0x08;
+    pub const START: u8 = 0x09;
+    pub const IS_STOPPED: u8 = 0x0a;
+    pub const STOP: u8 = 0x0b;
+}
+
+/// Instructions of the WDAT: whether the register has this value; what it holds; write this value; write a count.
+const HAS_VALUE: u8 = 0;
+const READ_COUNT: u8 = 1;
+const WRITE_VALUE: u8 = 2;
+const WRITE_COUNT: u8 = 3;
+/// WDAT flag: the timer can be used.
+const WATCHDOG_ENABLED: u8 = 1 << 0;
+/// The length of what comes between the WDAT's header and its instructions.
+const WATCHDOG_HEADER_BYTES: u32 = 32;
+
+/// The watchdog timer, as Microsoft's "Hardware Watchdog Timers Design Specification" has it.
+pub fn wdat() -> Sdt {
+    use layout::{WATCHDOG_CONTROL, WATCHDOG_COUNT, WATCHDOG_FEED, WATCHDOG_LONGEST, WATCHDOG_PERIOD};
+    let instructions = [
+        (watchdog_action::FEED, WRITE_VALUE, WATCHDOG_FEED, 1, 1),
+        (watchdog_action::GET_COUNT, READ_COUNT, WATCHDOG_COUNT, 0, WATCHDOG_LONGEST),
+        (watchdog_action::SET_COUNT, WRITE_COUNT, WATCHDOG_COUNT, 0, WATCHDOG_LONGEST),
+        (watchdog_action::IS_RUNNING, HAS_VALUE, WATCHDOG_CONTROL, 1, 1),
+        (watchdog_action::START, WRITE_VALUE, WATCHDOG_CONTROL, 1, 1),
+        (watchdog_action::IS_STOPPED, HAS_VALUE, WATCHDOG_CONTROL, 0, 1),
+        (watchdog_action::STOP, WRITE_VALUE, WATCHDOG_CONTROL, 0, 1),
+    ];
+    let mut content = Vec::new();
+    content.dword(WATCHDOG_HEADER_BYTES);
+    // No PCI device: segment, bus, device and function are all ones in a byte each; four bytes are reserved.
+    content.vec(&[0xff, 0, 0xff, 0xff, 0xff, 0, 0, 0]);
+    content.dword(WATCHDOG_PERIOD);
+    content.dword(WATCHDOG_LONGEST);
+    const SHORTEST: u32 = 1;
+    content.dword(SHORTEST);
+    content.vec(&[WATCHDOG_ENABLED, 0, 0, 0]);
+    content.dword(instructions.len() as u32);
+    for (action, instruction, register, value, mask) in instructions {
+        content.vec(&[action, instruction, 0, 0]);
+        port_register(layout::WATCHDOG_PORT + register, 32, AccessSize::DwordAccess)
+            .to_aml_bytes(&mut content);
+        content.dword(value);
+        content.dword(mask);
+    }
+    let mut wdat = table(b"WDAT", 1);
+    wdat.append_slice(&content);
+    wdat
 }
 
 /// MADT structure types (ACPI table 5.21).

@@ -85,6 +85,8 @@ pub struct GuestConfig {
     pub bootargs: String,
     /// Whether port 0xE9 leads to the log.
     pub debug_port: bool,
+    /// Whether it has a watchdog timer.
+    pub watchdog: bool,
     /// What follows a crash.
     pub on_crash: Action,
     /// What follows a reset that the guest asked for.
@@ -263,8 +265,8 @@ impl Guest {
             modules: &modules,
             bootargs: &config.bootargs,
         };
-        let state =
-            boot::load(config.protocol, &memory, &map, config.vcpus, &images).map_err(BuildError::Boot)?;
+        let state = boot::load(config.protocol, &memory, &map, config.vcpus, config.watchdog, &images)
+            .map_err(BuildError::Boot)?;
 
         let (now, tsc) = (host.now(), host.tsc());
         let clock = TscClock::new(host.tsc_khz(), now);
@@ -274,6 +276,7 @@ impl Guest {
             unix_time,
             memory_bytes: config.memory,
             debug_port: config.debug_port,
+            watchdog: config.watchdog,
         });
         let guest = Arc::new(Self {
             config: config.clone(),
@@ -401,6 +404,7 @@ impl Guest {
         match event {
             Some(PlatformEvent::PowerOff) => self.end(End::PowerOff),
             Some(PlatformEvent::Reset) => self.end(End::Reset),
+            Some(PlatformEvent::Watchdog) => self.end(End::Watchdog),
             None => {}
         }
         self.wake_kicked(by);

@@ -22,7 +22,7 @@ const KIB: u64 = 1 << 10;
 const PAGE: u64 = 4 << 10;
 const MAX_NAME_LEN: usize = 31;
 /// Every property that some guest may have.
-const PROPERTIES: [&str; 17] = [
+const PROPERTIES: [&str; 18] = [
     "compatible",
     "label",
     "memory",
@@ -40,6 +40,7 @@ const PROPERTIES: [&str; 17] = [
     "on-poweroff",
     "autostart",
     "debug-port",
+    "watchdog",
 ];
 
 /// A guest to be started.
@@ -65,7 +66,7 @@ pub struct GuestConfig {
     pub networks: Vec<Network>,
     /// What it has for a console.
     pub console: Console,
-    /// What follows its crash (a triple fault, or a failed entry).
+    /// What follows its crash (a triple fault, a failed entry, or a watchdog that was not fed).
     pub on_crash: Action,
     /// What follows its reset.
     pub on_reboot: Action,
@@ -75,6 +76,8 @@ pub struct GuestConfig {
     pub autostart: bool,
     /// Whether what it writes to port 0xE9 goes to the log.
     pub debug_port: bool,
+    /// Whether it has a watchdog timer.
+    pub watchdog: bool,
 }
 
 /// What a guest has for a console.
@@ -120,6 +123,7 @@ pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<G
         on_poweroff: action("on-poweroff", Action::Stop)?,
         autostart: node.flag("autostart")?,
         debug_port: node.flag("debug-port")?,
+        watchdog: node.flag("watchdog")?,
     })
 }
 

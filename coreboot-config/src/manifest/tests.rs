@@ -133,6 +133,7 @@ fn a_plain_guest_gets_the_defaults() {
         on_poweroff: Action::Stop,
         autostart: false,
         debug_port: false,
+        watchdog: false,
     };
     assert_eq!(manifest.guests, [Ok(expected)]);
     assert_eq!(manifest.warnings, []);
@@ -212,7 +213,7 @@ fn names_come_from_label_or_node() {
 
 #[test]
 fn errors_name_node_property_found_and_expected() {
-    let cases: [(Tree, &str); 24] = [
+    let cases: [(Tree, &str); 25] = [
         (guest("g").without("memory"), "property memory: found nothing, expected KiB in one or two cells"),
         (guest("g").cells("memory", &[1, 2, 3]), "property memory: found <0x1 0x2 0x3>, expected KiB"),
         (guest("g").cells("memory", &[1023]), "property memory: found <0x3ff>, expected KiB"),
@@ -263,6 +264,7 @@ fn errors_name_node_property_found_and_expected() {
         ),
         (guest("g").cells("autostart", &[0]), "property autostart: found <0x0>, expected no value"),
         (guest("g").text("debug-port", "yes"), "property debug-port: found \"yes\", expected no value"),
+        (guest("g").cells("watchdog", &[30]), "property watchdog: found <0x1e>, expected no value"),
         (guest("g").text("on-reboot", &"x".repeat(100)), "xxx\"…, expected one of"),
     ];
     for (guest, expected) in cases {
@@ -402,14 +404,14 @@ fn properties_behind_child_nodes_are_refused() {
 
 fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
     let file = "[a-zA-Z0-9/._+-]{1,20}";
-    let options = (any::<bool>(), any::<bool>(), 0..3_usize, proptest::option::of(file), "[ -~]{0,30}");
+    let options = (any::<bool>(), any::<[bool; 2]>(), 0..3_usize, proptest::option::of(file), "[ -~]{0,30}");
     let numbers =
         (1..=MAX_CPUS, 1..=u16::MAX, 256..1_u64 << 40, proptest::collection::btree_set(0..64_u32, 0..5));
     ("[a-z][a-z0-9._-]{0,30}", file, options, numbers).prop_map(
         |(
             name,
             kernel,
-            (autostart, debug_port, devices, ramdisk, bootargs),
+            (autostart, [debug_port, watchdog], devices, ramdisk, bootargs),
             (cpus, weight, pages, affinity),
         )| {
             let kib = pages * 4;
@@ -425,7 +427,8 @@ fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
                 let shuffled: Vec<u32> = affinity.iter().rev().copied().collect();
                 tree = tree.cells("cpu-affinity", &shuffled);
             }
-            for (name, set) in [("autostart", autostart), ("debug-port", debug_port)] {
+            for (name, set) in [("autostart", autostart), ("debug-port", debug_port), ("watchdog", watchdog)]
+            {
                 tree = if set { tree.with(name, []) } else { tree };
             }
             if let Some(ramdisk) = &ramdisk {
@@ -471,6 +474,7 @@ fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
                 on_poweroff: Action::Stop,
                 autostart,
                 debug_port,
+                watchdog,
             };
             (tree, config)
         },

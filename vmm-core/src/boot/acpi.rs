@@ -11,7 +11,7 @@ use crate::memory::{GuestMemory, GuestPhys, OutOfRange};
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
-use drawn_up::{DSDT_AT, MADT_AT};
+use drawn_up::{DSDT_AT, MADT_AT, XSDT_AT};
 
 /// The tables and their pieces, from build time.
 mod drawn_up {
@@ -51,11 +51,17 @@ impl From<OutOfRange> for AcpiError {
     }
 }
 
-/// Writes the tables of a guest whose vCPUs have these local APIC IDs into its memory, and says where the
-/// RSDP lies.
-pub fn install(memory: &GuestMemory, map: &MemoryMap, apic_ids: &[u32]) -> Result<GuestPhys, AcpiError> {
+/// Writes the tables of a guest whose vCPUs have these local APIC IDs, and that has a watchdog timer or not, into its
+/// memory, and says where the RSDP lies.
+pub fn install(
+    memory: &GuestMemory,
+    map: &MemoryMap,
+    apic_ids: &[u32],
+    watchdog: bool,
+) -> Result<GuestPhys, AcpiError> {
     let start = GuestPhys::new(ACPI_TABLES.start);
     memory.write(start, drawn_up::FIXED)?;
+    write_table(memory, XSDT_AT..DSDT_AT, xsdt(watchdog))?;
     write_table(memory, DSDT_AT..MADT_AT, dsdt(map, apic_ids))?;
     write_table(memory, MADT_AT..ACPI_TABLES.end, madt(apic_ids))?;
     Ok(start)
@@ -87,6 +93,14 @@ const ENABLED: u8 = 1;
 const FIRST_X2APIC_ID: u32 = 255;
 /// How NMI reaches the CPUs with an x2APIC structure: all of them at LINT1, as on a PC.
 const X2APIC_NMI: [u8; 12] = [LOCAL_X2APIC_NMI, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0];
+
+/// The table of tables.
+fn xsdt(watchdog: bool) -> Vec<u8> {
+    const ENTRY: usize = size_of::<u64>();
+    let all = drawn_up::XSDT.len();
+    let len = if watchdog { all } else { all.saturating_sub(ENTRY) };
+    drawn_up::XSDT.iter().copied().take(len).collect()
+}
 
 /// The multiple APIC description table: CPUs, IOAPIC and how ISA interrupts reach it.
 fn madt(apic_ids: &[u32]) -> Vec<u8> {
@@ -155,10 +169,14 @@ mod tests {
         GuestMemory::new(vec![Region::new(GuestPhys::new(0), Box::new(block))]).unwrap()
     }
 
-    /// The tables of a guest with these CPUs, as they lie in its memory.
+    /// The tables of a guest with these CPUs and a watchdog, as they lie in its memory.
     fn build(apic_ids: &[u32]) -> Vec<u8> {
+        build_with(apic_ids, true)
+    }
+
+    fn build_with(apic_ids: &[u32], watchdog: bool) -> Vec<u8> {
         let (memory, map) = (memory(), MemoryMap::new(256 << 20, 40).unwrap());
-        assert_eq!(install(&memory, &map, apic_ids), Ok(GuestPhys::new(BASE)));
+        assert_eq!(install(&memory, &map, apic_ids, watchdog), Ok(GuestPhys::new(BASE)));
         let mut image = vec![0; (ACPI_TABLES.end - BASE) as usize];
         memory.read(GuestPhys::new(BASE), &mut image).unwrap();
         image
@@ -207,6 +225,9 @@ mod tests {
     fn a_guest_finds_every_table() {
         let image = build(&[0, 1]);
         let names: Vec<&str> = tables(&image).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["FACP", "APIC", "MCFG", "WAET", "WDAT", "FACS", "DSDT", "XSDT"]);
+        let without = build_with(&[0, 1], false);
+        let names: Vec<&str> = tables(&without).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["FACP", "APIC", "MCFG", "WAET", "FACS", "DSDT", "XSDT"]);
     }
 
@@ -248,9 +269,9 @@ mod tests {
         let map = MemoryMap::new(2 << 20, 40).unwrap();
         let memory = memory();
         let ids: Vec<u32> = (0..4000).collect();
-        assert_eq!(install(&memory, &map, &ids[..1000]), Ok(GuestPhys::new(BASE)));
+        assert_eq!(install(&memory, &map, &ids[..1000], false), Ok(GuestPhys::new(BASE)));
         assert_eq!(memory.read_u64(GuestPhys::new(BASE)), Ok(u64::from_le_bytes(*b"RSD PTR ")));
-        assert!(matches!(install(&memory, &map, &ids), Err(AcpiError::TooLong { .. })));
+        assert!(matches!(install(&memory, &map, &ids, false), Err(AcpiError::TooLong { .. })));
     }
 
     /// What ACPICA, the interpreter inside Linux, makes of the tables (package acpica-tools).

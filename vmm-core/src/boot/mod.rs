@@ -145,10 +145,11 @@ pub fn load(
     memory: &GuestMemory,
     map: &MemoryMap,
     vcpus: u32,
+    watchdog: bool,
     images: &Images<'_>,
 ) -> Result<CpuState, BootError> {
     let apic_ids: Vec<u32> = (0..vcpus).collect();
-    let rsdp = acpi::install(memory, map, &apic_ids).map_err(BootError::Acpi)?;
+    let rsdp = acpi::install(memory, map, &apic_ids, watchdog).map_err(BootError::Acpi)?;
     match protocol {
         BootProtocol::Linux(wanted) => start_linux(wanted, memory, map, images, rsdp),
         #[cfg(feature = "pvh")]

@@ -112,5 +112,19 @@ pub const PM_TIMER_BITS: u32 = 24;
 pub const GPE0_PORT: u16 = 0x620;
 /// GPE0 block's length in bytes, both halves.
 pub const GPE0_BYTES: u8 = 16;
+/// The watchdog timer's first port.
+pub const WATCHDOG_PORT: u16 = 0x680;
+/// How many ports it decodes: dword registers, at these offsets.
+pub const WATCHDOG_PORTS: u16 = 12;
+/// What it counts down from when written; how far it is when read.
+pub const WATCHDOG_COUNT: u16 = 0;
+/// Bit 0: it runs.
+pub const WATCHDOG_CONTROL: u16 = 4;
+/// Writing anything starts the count anew.
+pub const WATCHDOG_FEED: u16 = 8;
+/// One count in milliseconds.
+pub const WATCHDOG_PERIOD: u32 = 100;
+/// The most counts.
+pub const WATCHDOG_LONGEST: u32 = 0xffff;
 /// SLP_TYP of S5, soft off: what `\_S5` in the DSDT says. There is no other sleep state.
 pub const S5_SLEEP_TYPE: u8 = 0;

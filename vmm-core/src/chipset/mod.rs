@@ -22,6 +22,7 @@ mod reset;
 mod rtc;
 mod uart;
 mod vector_set;
+mod watchdog;
 
 pub use apic_message::{ApicBus, ApicMessage, DeliveryMode, Destination, Trigger};
 pub use local_apic::{
@@ -39,7 +40,7 @@ use interrupts::Interrupts;
 use layout::{
     DEBUG_PORT, DELAY_PORT, ECAM_BASE, ECAM_BYTES, IO_APIC_BASE, IO_APIC_BYTES, LOW_MEMORY_LIMIT,
     PCI_ADDRESS_PORT, PCI_DATA_PORT, PIT_IRQ, PM_BASE, PM_PORTS, POST_PORT, RTC_IRQ, SCI_IRQ, UART_IRQ,
-    UART_PORT,
+    UART_PORT, WATCHDOG_PORT, WATCHDOG_PORTS,
 };
 use pci::PciBus;
 use pit::Pit;
@@ -47,6 +48,7 @@ use pm::PowerManagement;
 use reset::ResetControl;
 use rtc::Rtc;
 use uart::Uart;
+use watchdog::Watchdog;
 
 /// Where a guest's output goes.
 pub trait Console {
@@ -81,6 +83,8 @@ pub struct ChipsetConfig {
     pub memory_bytes: u64,
     /// Whether the debug port answers: for test guests.
     pub debug_port: bool,
+    /// Whether there is a watchdog timer.
+    pub watchdog: bool,
 }
 
 /// Something the guest did to the whole machine.
@@ -90,6 +94,8 @@ pub enum PlatformEvent {
     PowerOff,
     /// It reset itself: the caller builds a new board.
     Reset,
+    /// It did not feed its watchdog in time.
+    Watchdog,
 }
 
 /// The board.
@@ -101,6 +107,7 @@ pub struct Chipset {
     pm: PowerManagement,
     pci: PciBus,
     reset: ResetControl,
+    watchdog: Option<Watchdog>,
     debug_port: bool,
     /// What was last written to the POST port.
     post: u8,
@@ -120,6 +127,7 @@ impl Chipset {
             pm: PowerManagement::new(config.start),
             pci: PciBus::new(),
             reset: ResetControl::default(),
+            watchdog: config.watchdog.then(Watchdog::new),
             debug_port: config.debug_port,
             post: 0,
         }
@@ -147,6 +155,7 @@ impl Chipset {
                     value
                 }
                 WideAccess::PciConfiguration => self.pci.port_read(port, width),
+                WideAccess::Watchdog(offset) => self.watchdog.as_ref()?.read(offset, width, ctx.now),
             });
         }
         if width == Width::Byte {
@@ -175,6 +184,10 @@ impl Chipset {
             }
             Some(WideAccess::PciConfiguration) => {
                 self.pci.port_write(port, width, value, ctx);
+                return Some(());
+            }
+            Some(WideAccess::Watchdog(offset)) => {
+                self.watchdog.as_mut()?.write(offset, width, value, ctx.now);
                 return Some(());
             }
             None => {}
@@ -236,6 +249,7 @@ impl Chipset {
             heard(UART_IRQ, self.uart.next_deadline()),
             heard(RTC_IRQ, self.rtc.next_deadline()),
             heard(SCI_IRQ, self.pm.next_deadline()),
+            self.watchdog.as_ref().and_then(Watchdog::next_deadline),
         ]
         .into_iter()
         .flatten()
@@ -249,6 +263,9 @@ impl Chipset {
         self.drive_uart(ctx);
         self.pm.advance(ctx.now);
         self.drive_sci(ctx);
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.advance(ctx.now);
+        }
     }
 
     /// Takes what waits at the console, as far as the serial port has room.
@@ -296,6 +313,9 @@ impl Chipset {
     pub fn take_event(&mut self) -> Option<PlatformEvent> {
         if self.pm.take_power_off() {
             return Some(PlatformEvent::PowerOff);
+        }
+        if self.watchdog.as_mut().is_some_and(Watchdog::take_expired) {
+            return Some(PlatformEvent::Watchdog);
         }
         self.reset.take_reset().then_some(PlatformEvent::Reset)
     }
@@ -399,6 +419,8 @@ enum WideAccess {
     /// At this offset of the power-management ports.
     PowerManagement(u16),
     PciConfiguration,
+    /// At this offset of the watchdog timer's ports.
+    Watchdog(u16),
 }
 
 impl WideAccess {
@@ -410,6 +432,9 @@ impl WideAccess {
         };
         if let Some(offset) = fits(PM_BASE, PM_PORTS) {
             return Some(Self::PowerManagement(offset));
+        }
+        if let Some(offset) = fits(WATCHDOG_PORT, WATCHDOG_PORTS) {
+            return Some(Self::Watchdog(offset));
         }
         // Of the address register's ports, a byte access at the second one is the reset register's.
         let address =

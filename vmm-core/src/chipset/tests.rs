@@ -47,6 +47,7 @@ impl Board {
             unix_time: 1_700_000_000,
             memory_bytes: 3 << 30,
             debug_port: true,
+            watchdog: true,
         };
         let board = Self {
             chipset: Chipset::new(&config),
@@ -133,6 +134,22 @@ impl Board {
             self.outb(port, value);
         }
     }
+}
+
+#[test]
+fn a_watchdog_that_is_not_fed_ends_the_guest() {
+    let mut board = Board::new();
+    assert_eq!(board.input(WATCHDOG_PORT, Width::Dword), Some(300));
+    board.out(WATCHDOG_PORT, Width::Dword, 20);
+    assert_eq!(board.sleep(), None, "it is not started");
+    board.out(WATCHDOG_PORT + 4, Width::Dword, 1);
+    board.now = Instant::from_nanos(1_500_000_000);
+    board.out(WATCHDOG_PORT + 8, Width::Dword, 1);
+    assert_eq!(board.sleep(), Some(3_500_000_000));
+    assert_eq!(board.chipset.take_event(), Some(PlatformEvent::Watchdog));
+    assert_eq!((board.chipset.take_event(), board.sleep()), (None, None));
+    board.chipset.watchdog = None;
+    assert_eq!(board.input(WATCHDOG_PORT, Width::Dword), None, "not every guest has one");
 }
 
 #[test]
