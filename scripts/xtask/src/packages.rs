@@ -42,8 +42,13 @@ const BOCHS_PACKAGES: &[&str] = &["bochs", "bochs-term", "bochsbios", "vgabios"]
 const BOCHS_TERM: &str = "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so";
 
 /// What the tests need beside ROM and emulator: libFuzzer is C++, flashing is rehearsed, archives are read back.
-pub const TEST_TOOLS: &[Tool] =
-    &[tool("g++", "g++"), tool("flashrom", "flashrom"), tool("cpio", "cpio"), tool("iasl", "acpica-tools")];
+pub const TEST_TOOLS: &[Tool] = &[
+    tool("g++", "g++"),
+    tool("flashrom", "flashrom"),
+    tool("cpio", "cpio"),
+    tool("iasl", "acpica-tools"),
+    tool("sfdisk", "fdisk"),
+];
 
 /// Installs the packages of those programs that are missing; asks apt for nothing when none is.
 ///

@@ -1,0 +1,40 @@
+//! What disks hold, whatever drives them.
+//!
+//! A [`BlockDevice`] takes requests and answers them later; drivers are ones, and so is everything here that
+//! stands on another: a partition is a window on its disk.
+//!
+//! Nothing here touches hardware. What a disk holds is not trusted.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+// A disk can hold anything: no value of its may make this code panic.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+extern crate alloc;
+
+mod block;
+mod buffer;
+mod fields;
+pub mod partitions;
+#[cfg(test)]
+mod testing;
+
+pub use block::{BlockDevice, BlockError, Geometry, Reply, read_bytes};
+pub use buffer::{Buffer, Memory, Piece};
