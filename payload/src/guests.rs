@@ -10,7 +10,7 @@ use coreboot_config::manifest::{self, Console, Entry, Manifest, ManifestError, M
 use vmm_core::boot::linux::LinuxEntry;
 use vmm_core::boot::{BootProtocol, MultibootVersion};
 use vmm_core::guest::{Action, GuestConfig, Image, Module};
-use vmm_core::schedule::Affinity;
+use vmm_core::schedule::{Affinity, Share};
 
 /// How large a manifest may be once it is unpacked, in bytes.
 const MANIFEST_LIMIT: usize = manifest::MAX_BLOB_LEN;
@@ -163,11 +163,15 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
         name: guest.name.clone(),
         memory: guest.memory,
         vcpus: guest.cpus,
-        affinity: match guest.cpu_affinity.as_slice() {
-            [] => Affinity::Any,
-            cores => Affinity::Cores(cores.iter().map(|core| *core as usize).collect()),
+        share: Share {
+            weight: u32::from(guest.weight),
+            affinity: match guest.cpu_affinity.as_slice() {
+                [] => Affinity::Any,
+                cores => Affinity::only(cores.iter().map(|core| *core as usize)),
+            },
+            dedicated: guest.dedicated_cpus,
+            cap: guest.cap,
         },
-        weight: u32::from(guest.weight),
         protocol: protocol(boot.method),
         kernel: kernel?,
         ramdisk: match ramdisk {

@@ -3,7 +3,7 @@
 use crate::debug;
 use crate::host::memory::FrameAllocator;
 use crate::host::time::Clock;
-use crate::host::{apic, cpu, exceptions, interrupts, rtc};
+use crate::host::{apic, cpu, exceptions, heap, interrupts, rtc};
 use crate::{console::serial, info};
 use alloc::boxed::Box;
 use core::fmt;
@@ -111,8 +111,18 @@ impl Host for Machine {
         Some(Box::new(frames))
     }
 
+    fn free_memory(&self) -> u64 {
+        self.frames.free()
+    }
+
     fn largest_block(&self) -> u64 {
         self.frames.longest()
+    }
+
+    fn own_memory(&self) -> u64 {
+        let (used, size) = heap::usage();
+        // What is in pieces is as good as used.
+        size.saturating_sub(used) / 4 * 3
     }
 
     fn log(&self, detail: Detail, guest: &str, message: fmt::Arguments<'_>) {

@@ -1,4 +1,4 @@
-//! What tests boot: the example ROM, changed copies of it, and the same kernel on bare QEMU.
+//! What tests boot: a ROM with one Linux guest, changed copies of it, and the same kernel on bare QEMU.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,12 +26,12 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds the example ROMs where they are out of date.
+    /// Builds the ROMs where they are out of date.
     pub fn open() -> Result<Self> {
         let project = Project::find()?.quiet();
         let [qemu, bochs] = [Emulator::Qemu, Emulator::Bochs].map(|emulator| {
             let board = emulator.board();
-            run::example_rom(&project, board)
+            run::debian_rom(&project, board)
         });
         Ok(Self { qemu: qemu?, bochs: bochs?, project })
     }
@@ -41,7 +41,7 @@ impl Lab {
         &self.project
     }
 
-    /// An emulator's usual machine with the example ROM.
+    /// An emulator's usual machine with one Linux guest.
     pub fn example(&self, emulator: Emulator) -> Spec {
         Spec::on(emulator, Firmware::Rom(self.rom(emulator).to_owned()))
     }
@@ -78,16 +78,22 @@ impl Lab {
         Ok(Variant { emulator, cbfs: Cbfs::open(&rom)?, dir, rom })
     }
 
-    /// An emulator's example ROM with a payload that lacks these parts, for one test to change.
+    /// An emulator's ROM with a payload that lacks these parts, for one test to change.
     pub fn without(&self, emulator: Emulator, test: &str, parts: &[Part]) -> Result<Variant> {
         let dir = self.project.build(&format!("tests/{test}"))?;
         let rom = dir.join("test.rom");
-        Recipe { without: parts.to_vec(), ..Recipe::example(emulator.board()) }
+        Recipe { without: parts.to_vec(), ..Recipe::debian(&self.project, emulator.board()) }
             .compose(&self.project, &rom)?;
         Ok(Variant { emulator, cbfs: Cbfs::open(&rom)?, dir, rom })
     }
 
-    /// A copy of an emulator's example ROM for one test to change.
+    /// The machine that `scripts/run` boots: QEMU's board with all its example guests.
+    pub fn all_examples(&self) -> Result<Spec> {
+        let rom = run::example_rom(&self.project, BOARD)?;
+        Ok(Spec { smp: run::CORES, ..Spec::new(Firmware::Rom(rom)) })
+    }
+
+    /// A copy of an emulator's ROM for one test to change.
     pub fn variant(&self, emulator: Emulator, test: &str) -> Result<Variant> {
         let dir = self.project.build(&format!("tests/{test}"))?;
         let rom = dir.join("test.rom");

@@ -12,10 +12,13 @@ mod boot;
 mod boot_protocols;
 mod cores;
 mod figures;
+mod five_guests;
 mod guest_suite;
 mod lifecycle;
 mod other_guests;
 mod quiet;
+mod scale;
+mod shares;
 mod small_payload;
 mod stage;
 mod time;
@@ -32,6 +35,9 @@ use xtask::suite::{Case, Selection, run_cases};
 fn cases(selection: &Selection) -> Vec<Case<Lab>> {
     let mut cases = vec![
         Case::new("emulator/memtest86+", other_guests::memtest),
+        Case::new("emulator/five-guests", five_guests::five_guests),
+        Case::new("emulator/shares/sixteen-cpus", shares::sixteen_cpus),
+        Case::new("emulator/shares/admission", shares::admission),
         Case::new("emulator/quiet-dmesg", quiet::dmesg_is_as_on_bare_hardware),
         Case::new("emulator/full-kernel", other_guests::full_kernel),
         Case::new("emulator/real-coreboot", other_guests::real_coreboot),
@@ -71,6 +77,8 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/cores/errors-are-told", cores::errors_are_told),
         Case::new("emulator/no-virtualization", boot::no_virtualization),
         Case::new("emulator/sleep", time::sleep_takes_its_time).alone(),
+        Case::new("emulator/shares/weights-and-caps", shares::weights_and_caps).alone(),
+        Case::new("emulator/scale", scale::many_guests).alone(),
         Case::new("emulator/idle", time::idle_guest_halts_the_host).alone(),
     ];
     cases.extend(bochs::cases());

@@ -11,9 +11,9 @@ use crate::lab::Lab;
 use crate::manifest::{Guest, good, manifest};
 
 /// Peerboot's key, Ctrl-].
-const KEY: &str = "\x1d";
+pub const KEY: &str = "\x1d";
 /// The management prompt.
-const MANAGEMENT: &str = "peerboot> $";
+pub const MANAGEMENT: &str = "peerboot> $";
 
 /// Two guests side by side: each is seen with its name, brought to the foreground with what it said meanwhile,
 /// typed at, listed, stopped and started, and the other goes on.
@@ -92,7 +92,7 @@ fn bring_to_front(machine: &mut Machine, number: u32, name: &str) -> Result<()> 
 }
 
 /// Types a command at the management prompt and waits for a line of its answer.
-fn manage(machine: &mut Machine, line: &str, answer: &str) -> Result<()> {
+pub fn manage(machine: &mut Machine, line: &str, answer: &str) -> Result<()> {
     machine.send(&format!("{line}\r"))?;
     machine.expect(answer, ANSWER).map(drop)
 }

@@ -57,7 +57,7 @@ pub fn real_coreboot(lab: &Lab) -> Result<Outcome> {
         return Ok(Outcome::Skipped(reason.to_owned()));
     };
     let rom = lab.project().build("tests/real-coreboot")?.join("test.rom");
-    Recipe { base: Some(base), ..Recipe::example(BOARD) }.refresh(lab.project(), &rom)?;
+    Recipe { base: Some(base), ..Recipe::debian(lab.project(), BOARD) }.refresh(lab.project(), &rom)?;
     let mut machine = Machine::spawn(&Spec::new(Firmware::Rom(rom)))?;
     wait_for_shell(&mut machine)?;
     command(&mut machine, "true", ANSWER)?;

@@ -12,7 +12,7 @@ use crate::cpu::{Core, EntryFailure, Exit};
 use crate::cpuid::{CpuidConfig, CpuidInstruction, CpuidView, kvm};
 use crate::host::{Detail, Host, Terminal};
 use crate::memory::{GuestMemory, LayoutError, Region, TooHigh};
-use crate::schedule::Affinity;
+use crate::schedule::{NoCores, Share};
 use crate::time::{Instant, TscClock};
 use crate::vcpu::Vcpu;
 use alloc::collections::BTreeSet;
@@ -69,10 +69,8 @@ pub struct GuestConfig {
     pub memory: u64,
     /// How many virtual CPUs, 1 and up.
     pub vcpus: u32,
-    /// The cores its virtual CPUs may run on.
-    pub affinity: Affinity,
-    /// Its share of a core beside others': [`crate::schedule::WEIGHT_UNIT`] is usual.
-    pub weight: u32,
+    /// Its share of the machine's cores.
+    pub share: Share,
     /// How it boots.
     pub protocol: BootProtocol,
     /// The kernel.
@@ -95,7 +93,21 @@ pub struct GuestConfig {
     pub on_poweroff: Action,
 }
 
+/// What a guest may take of the monitor's own memory, its console's backlog included, in bytes.
+const OWN_MEMORY: u64 = 128 << 10;
+/// What each of its virtual CPUs may take in addition.
+const OWN_MEMORY_OF_VCPU: u64 = 24 << 10;
+/// Nested tables with pages of 2 MiB take a page for each so many bytes of its memory.
+const BYTES_OF_NESTED_TABLE: u64 = 1 << 30;
+
 impl GuestConfig {
+    /// What a life of it takes of the monitor's own memory at most, in bytes.
+    pub fn own_memory(&self) -> u64 {
+        let vcpus = u64::from(self.vcpus).saturating_mul(OWN_MEMORY_OF_VCPU);
+        let tables = self.memory.div_ceil(BYTES_OF_NESTED_TABLE).saturating_mul(4096);
+        OWN_MEMORY.saturating_add(vcpus).saturating_add(tables)
+    }
+
     /// What follows a life that ended this way.
     pub fn action_after(&self, end: &End) -> Action {
         match end {
@@ -153,6 +165,32 @@ impl fmt::Display for End {
     }
 }
 
+/// Why a guest is not admitted to this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The monitor's own memory does not suffice for it; both in bytes.
+    OwnMemory {
+        /// What it needs.
+        wanted: u64,
+        /// What is left.
+        left: u64,
+    },
+    /// The machine's cores cannot give it its share.
+    Cores(NoCores),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OwnMemory { wanted, left } => {
+                let (wanted, left) = (wanted.div_ceil(1 << 10), left >> 10);
+                write!(f, "needs {wanted} KiB of Peerboot's own memory, of which {left} KiB are free")
+            }
+            Self::Cores(error) => error.fmt(f),
+        }
+    }
+}
+
 /// Why a guest could not be given a life.
 #[derive(Debug)]
 pub enum BuildError {
@@ -163,6 +201,8 @@ pub enum BuildError {
         /// How much of that there is not.
         missing: u64,
     },
+    /// It was not admitted.
+    Refused(Refusal),
     /// Its memory does not form an address space.
     Layout(LayoutError),
     /// Its memory reaches past what nested tables can map.
@@ -184,6 +224,7 @@ impl fmt::Display for BuildError {
                     missing.div_ceil(1 << 20)
                 )
             }
+            Self::Refused(refusal) => refusal.fmt(f),
             Self::Layout(error) => error.fmt(f),
             Self::TooHigh(TooHigh(at)) => write!(f, "memory at guest-physical {at} is out of reach"),
             Self::MemoryMap(error) => error.fmt(f),
@@ -480,7 +521,13 @@ impl Console for &dyn Terminal {
 
 /// Memory as the map wants it: in one piece where the host has one, or else in as few as it takes.
 fn allocate(map: &MemoryMap, host: &dyn Host) -> Result<GuestMemory, BuildError> {
-    let mut regions = Vec::new();
+    let lacking =
+        |found: u64| BuildError::Memory { wanted: map.size(), missing: map.size().saturating_sub(found) };
+    // Before any is zeroed.
+    if host.free_memory() < map.size() {
+        return Err(lacking(host.free_memory()));
+    }
+    let (mut regions, mut found) = (Vec::new(), 0_u64);
     for wanted in map.regions() {
         let mut done = 0_u64;
         while done < wanted.len {
@@ -489,10 +536,11 @@ fn allocate(map: &MemoryMap, host: &dyn Host) -> Result<GuestMemory, BuildError>
             let block = (piece > 0)
                 .then(|| host.allocate(piece, wanted.alignment).or_else(|| host.allocate(piece, PIECE)))
                 .flatten()
-                .ok_or(BuildError::Memory { wanted: map.size(), missing: left })?;
+                .ok_or_else(|| lacking(found))?;
             let base = wanted.base.checked_add(done).unwrap_or_default();
             regions.push(Region::new(base, block));
             done = done.saturating_add(piece);
+            found = found.saturating_add(piece);
         }
     }
     GuestMemory::new(regions).map_err(BuildError::Layout)

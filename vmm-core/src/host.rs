@@ -42,8 +42,12 @@ pub trait Host: Sync {
     fn machine_check(&self);
     /// Zeroed memory for a guest, `len` bytes at a multiple of `align`; `None` when there is none left.
     fn allocate(&self, len: u64, align: u64) -> Option<Box<dyn HostBlock>>;
+    /// How much memory is free for guests, in bytes, in pieces of any size.
+    fn free_memory(&self) -> u64;
     /// The largest contiguous piece of memory that [`allocate`](Self::allocate) could give, in bytes.
     fn largest_block(&self) -> u64;
+    /// How much of the monitor's own memory all guests may take together, in bytes. Asked once, before there are any.
+    fn own_memory(&self) -> u64;
     /// A line for the log about the guest of this name.
     fn log(&self, detail: Detail, guest: &str, message: fmt::Arguments<'_>);
 }

@@ -5,12 +5,12 @@
 //! elsewhere goes through [`Wake`].
 
 use crate::cpu::Core;
-use crate::guest::{BuildError, End, ExitCounts, Guest, GuestConfig, Wake};
+use crate::guest::{BuildError, End, ExitCounts, Guest, GuestConfig, Refusal, Wake};
 use crate::host::{Detail, Host, Terminal};
 use crate::lifecycle::Lifecycle;
 use crate::schedule::{Choice, Scheduler, TaskId};
-use crate::time::Instant;
-use crate::vcpu::{Left, Vcpu, earlier};
+use crate::time::{Instant, earlier};
+use crate::vcpu::{Left, Vcpu};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -61,6 +61,8 @@ pub struct GuestStatus {
 struct Place {
     config: GuestConfig,
     terminal: Arc<dyn Terminal>,
+    /// Why it cannot live on this machine, if it cannot.
+    refused: Option<Refusal>,
     cycle: Lifecycle,
     /// There while the cycle says that it runs, but for the last moments, when its memory goes back.
     life: Option<Life>,
@@ -82,6 +84,8 @@ struct Shared {
     /// Virtual CPUs that are on no core, by task.
     store: Vec<Option<Box<Vcpu>>>,
     requests: VecDeque<(usize, Request)>,
+    /// The monitor's own memory that no guest may claim yet, in bytes.
+    own_memory: u64,
 }
 
 /// The boot core's duties beside guests. It looks here after each interrupt, so that looking takes no lock.
@@ -129,9 +133,7 @@ impl Wake for Monitor {
             shared.places.get(guest).and_then(|place| place.life.as_ref()?.tasks.get(vcpu as usize).copied());
         let core = task.and_then(|task| shared.scheduler.wake(task, self.host.core(), self.host.now()));
         drop(shared);
-        if let Some(core) = core {
-            self.host.interrupt_core(core);
-        }
+        self.call(core);
     }
 }
 
@@ -139,7 +141,13 @@ impl Monitor {
     /// A monitor for all cores of `host`, without guests.
     pub fn new(host: &'static dyn Host) -> Self {
         let scheduler = Scheduler::new(host.cores());
-        let shared = Shared { scheduler, places: Vec::new(), store: Vec::new(), requests: VecDeque::new() };
+        let shared = Shared {
+            scheduler,
+            places: Vec::new(),
+            store: Vec::new(),
+            requests: VecDeque::new(),
+            own_memory: host.own_memory(),
+        };
         Self { host, shared: Mutex::new(shared), housework: Housework::new() }
     }
 
@@ -150,9 +158,20 @@ impl Monitor {
         config: GuestConfig,
         terminal: Arc<dyn Terminal>,
     ) -> Result<(), BuildError> {
-        let mut shared = self.shared.lock();
+        let (mut shared, now) = (self.shared.lock(), self.host.now());
+        // Guests and owners are admitted together, and so have the same numbers.
+        let cores = shared.scheduler.admit(config.share, config.vcpus as usize, now);
+        let (wanted, left) = (config.own_memory(), shared.own_memory);
+        let refused = match (cores, left.checked_sub(wanted)) {
+            (Err(error), _) => Some(Refusal::Cores(error)),
+            (Ok(_), None) => Some(Refusal::OwnMemory { wanted, left }),
+            (Ok(_), Some(left)) => {
+                shared.own_memory = left;
+                None
+            }
+        };
         let number = shared.places.len();
-        shared.places.push(Place { config, terminal, cycle: Lifecycle::new(self.host.now()), life: None });
+        shared.places.push(Place { config, terminal, refused, cycle: Lifecycle::new(now), life: None });
         drop(shared);
         self.start(number, core).map(drop)
     }
@@ -215,7 +234,9 @@ impl Monitor {
             match shared.scheduler.pick(number, now) {
                 Some(Choice { task, waited }) => {
                     let vcpu = shared.store.get_mut(task).and_then(Option::take);
+                    let helper = shared.scheduler.helper(number);
                     drop(shared);
+                    self.call(helper);
                     match vcpu {
                         Some(vcpu) => self.run_vcpu(core, task, vcpu, waited, &mut attend),
                         // A task without its virtual CPU is none.
@@ -230,6 +251,11 @@ impl Monitor {
                 }
             }
         }
+    }
+
+    /// Has a core look for work.
+    fn call(&self, core: Option<usize>) {
+        core.into_iter().for_each(|core| self.host.interrupt_core(core));
     }
 
     /// Runs a virtual CPU until it has nothing to do or must give way.
@@ -253,7 +279,12 @@ impl Monitor {
                         // What was typed reaches its guest at once.
                         let stays = attend();
                         self.keep_house(core, number);
-                        if !stays || self.shared.lock().scheduler.gives_way(number, self.host.now()) {
+                        let mut shared = self.shared.lock();
+                        let gives_way = shared.scheduler.gives_way(number, self.host.now());
+                        let helper = shared.scheduler.helper(number);
+                        drop(shared);
+                        self.call(helper);
+                        if !stays || gives_way {
                             break Left::Interrupted;
                         }
                     }
@@ -350,6 +381,9 @@ impl Monitor {
     fn start(&'static self, number: usize, core: &Core) -> Result<bool, BuildError> {
         let mut shared = self.shared.lock();
         let Some(place) = shared.places.get_mut(number) else { return Ok(false) };
+        if let Some(refusal) = place.refused {
+            return Err(BuildError::Refused(refusal));
+        }
         if !place.cycle.begin() {
             return Ok(false);
         }
@@ -373,7 +407,7 @@ impl Monitor {
         let tasks: Vec<TaskId> = vcpus
             .into_iter()
             .map(|vcpu| {
-                let task = shared.scheduler.add(config.weight, config.affinity.clone(), now);
+                let task = shared.scheduler.add(number, now);
                 shared.keep(task, Box::new(vcpu));
                 task
             })

@@ -6,10 +6,14 @@
 //! all cores: a core without work takes whatever may run on it. Where nobody else wants a core there is no
 //! slice, and so no timer interrupt for scheduling.
 //!
+//! Tasks belong to an owner (a guest), whose [`Share`] says what its tasks together may have: cores of its own, or
+//! at most so much time of all cores.
+//!
 //! This is arithmetic only; the [`crate::monitor`] owns the tasks and the cores.
 
-use crate::time::Instant;
+use crate::time::{Instant, earlier};
 use alloc::vec::Vec;
+use core::fmt;
 
 /// How long a task runs while others wait for its core, in nanoseconds.
 pub const SLICE: u64 = 4_000_000;
@@ -18,24 +22,121 @@ const WAKE_ADVANTAGE: u64 = 500_000;
 /// The weight at which virtual time runs like real time.
 pub const WEIGHT_UNIT: u32 = 256;
 
+/// How much a capped owner may run ahead of its cap before it rests, in nanoseconds of the rest that follows.
+const CAP_BURST: u64 = 10_000_000;
+
 /// A task by its number.
 pub type TaskId = usize;
 
-/// The cores that a task may run on, by number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An owner of tasks by its number: the first admitted is 0.
+pub type OwnerId = usize;
+
+/// The cores that a task may run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Affinity {
     /// Any.
     Any,
-    /// One of these.
-    Cores(Vec<usize>),
+    /// One of these: a bit for each core, by its number.
+    Cores([u64; 4]),
 }
 
 impl Affinity {
-    fn allows(&self, core: usize) -> bool {
+    /// Only the cores of these numbers. Those from 256 on are none that it can name.
+    pub fn only(numbers: impl Iterator<Item = usize>) -> Self {
+        let mut cores = [0; 4];
+        for number in numbers {
+            if let Some(word) = cores.get_mut(number >> 6) {
+                *word |= 1 << (number & 63);
+            }
+        }
+        Self::Cores(cores)
+    }
+
+    fn allows(self, core: usize) -> bool {
         match self {
             Self::Any => true,
-            Self::Cores(cores) => cores.contains(&core),
+            Self::Cores(cores) => cores.get(core >> 6).is_some_and(|word| word >> (core & 63) & 1 != 0),
         }
+    }
+}
+
+/// What an owner may have of the machine's cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// How much of a core its tasks get each that others want too; [`WEIGHT_UNIT`] is usual. Zero counts as one.
+    pub weight: u32,
+    /// The cores that its tasks may run on.
+    pub affinity: Affinity,
+    /// Whether these cores run nobody else.
+    pub dedicated: bool,
+    /// How much all its tasks together may run at most, in hundredths of one core.
+    pub cap: Option<u32>,
+}
+
+/// The cores that an owner may run on do not suffice for its share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoCores {
+    /// How many it asks for: one for each task where they are to be its own, else any one.
+    pub wanted: usize,
+    /// How many of those that it may run on are there.
+    pub there: usize,
+    /// How many of these can be had: they are no other's own, and none that another cannot do without.
+    pub free: usize,
+}
+
+impl fmt::Display for NoCores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { wanted, there, free } = self;
+        write!(f, "asks for {wanted} of the CPUs that it may run on; {there} are there, {free} of them free")
+    }
+}
+
+impl core::error::Error for NoCores {}
+
+/// An owner, as admitted.
+struct Owner {
+    share: Share,
+    allowance: Option<Allowance>,
+}
+
+impl Owner {
+    fn weight(&self) -> u32 {
+        self.share.weight.max(1)
+    }
+}
+
+/// How far a capped owner is from its cap. What its tasks run makes a debt, which resting pays off; it rests when the
+/// debt is a burst's, until all is paid.
+struct Allowance {
+    /// Of one core, in hundredths; not zero.
+    percent: u32,
+    /// How many of its tasks run.
+    running: u32,
+    /// Nanoseconds that it would have to rest to be within its cap.
+    debt: u64,
+    /// The moment of that debt.
+    as_of: Instant,
+    resting: bool,
+}
+
+impl Allowance {
+    /// Brings the debt up to date.
+    fn settle(&mut self, now: Instant) {
+        let passed = now.nanos_since(self.as_of);
+        let ran = passed.saturating_mul(u64::from(self.running)).saturating_mul(100);
+        let due = ran.checked_div(u64::from(self.percent)).unwrap_or(0);
+        self.debt = self.debt.saturating_add(due).saturating_sub(passed);
+        self.as_of = self.as_of.max(now);
+        self.resting = if self.resting { self.debt > 0 } else { self.debt >= CAP_BURST };
+    }
+
+    /// For how long it may go on as it does, in nanoseconds; for ever where that stays within its cap.
+    fn lasts(&self) -> Option<u64> {
+        let (running, percent) = (u64::from(self.running).saturating_mul(100), u64::from(self.percent));
+        let faster = running.checked_sub(percent).filter(|faster| *faster > 0)?;
+        let left = CAP_BURST.saturating_sub(self.debt).saturating_mul(percent);
+        // Rounded up, so that nothing is left when that time is over.
+        left.checked_div(faster).map(|nanos| nanos.saturating_add(1))
     }
 }
 
@@ -55,7 +156,7 @@ enum State {
 }
 
 struct Task {
-    affinity: Affinity,
+    owner: OwnerId,
     weight: u32,
     /// Nanoseconds of weighted running time.
     virtual_time: u64,
@@ -76,6 +177,7 @@ pub struct Choice {
 /// All tasks of all guests.
 pub struct Scheduler {
     tasks: Vec<Option<Task>>,
+    owners: Vec<Owner>,
     cores: usize,
     /// The least virtual time of those that run or are ready; never goes back.
     floor: u64,
@@ -84,14 +186,59 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler for `cores` cores without tasks.
     pub const fn new(cores: usize) -> Self {
-        Self { tasks: Vec::new(), cores, floor: 0 }
+        Self { tasks: Vec::new(), owners: Vec::new(), cores, floor: 0 }
     }
 
-    /// A new task, ready at `now`. A weight of zero counts as one.
-    pub fn add(&mut self, weight: u32, affinity: Affinity, now: Instant) -> TaskId {
+    /// A new owner. Whether or not it can have its share, it has a number; without its share, its tasks never run.
+    pub fn admit(&mut self, mut share: Share, tasks: usize, now: Instant) -> Result<OwnerId, NoCores> {
+        let id = self.owners.len();
+        let allowance = share.cap.filter(|percent| *percent > 0).map(|percent| Allowance {
+            percent,
+            running: 0,
+            debt: 0,
+            as_of: now,
+            resting: false,
+        });
+        let refusal = self.refusal(share, tasks);
+        if refusal.is_some() {
+            share.affinity = Affinity::Cores([0; 4]);
+        }
+        self.owners.push(Owner { share, allowance });
+        refusal.map_or(Ok(id), Err)
+    }
+
+    /// Why a new owner of so many tasks cannot have `share`, if it cannot.
+    fn refusal(&self, share: Share, tasks: usize) -> Option<NoCores> {
+        let mut no = NoCores { wanted: if share.dedicated { tasks } else { 1 }, there: 0, free: 0 };
+        for core in (0..self.cores).filter(|core| share.affinity.allows(*core)) {
+            no.there = no.there.saturating_add(1);
+            let free = self.dedicated_to(core).is_none() && !(share.dedicated && self.is_needed(core, share));
+            no.free = no.free.saturating_add(usize::from(free));
+        }
+        (no.free < no.wanted).then_some(no)
+    }
+
+    /// Whether an owner that uses `core` has no other than those of `share`.
+    fn is_needed(&self, core: usize, share: Share) -> bool {
+        self.owners.iter().any(|owner| {
+            let theirs = owner.share.affinity;
+            let other = |core| {
+                theirs.allows(core) && !share.affinity.allows(core) && self.dedicated_to(core).is_none()
+            };
+            theirs.allows(core) && !(0..self.cores).any(other)
+        })
+    }
+
+    /// The owner whose tasks alone run on `core`.
+    fn dedicated_to(&self, core: usize) -> Option<OwnerId> {
+        self.owners.iter().position(|owner| owner.share.dedicated && owner.share.affinity.allows(core))
+    }
+
+    /// A new task of an owner, ready at `now`.
+    pub fn add(&mut self, owner: OwnerId, now: Instant) -> TaskId {
         let task = Task {
-            affinity,
-            weight: weight.max(1),
+            owner,
+            weight: self.owners.get(owner).map_or(1, Owner::weight),
             virtual_time: self.floor,
             home: 0,
             state: State::Ready { since: now },
@@ -125,44 +272,68 @@ impl Scheduler {
         let State::Ready { since } = task.state else { return None };
         task.state = State::Running { core, since: now };
         task.home = core;
+        let owner = task.owner;
+        if let Some(allowance) = self.allowance(owner) {
+            allowance.running = allowance.running.saturating_add(1);
+        }
         Some(Choice { task: id, waited: now.nanos_since(since) })
     }
 
-    /// When the task that runs on `core` since its last pick must be looked at again because others wait for
-    /// the core; `None` when nobody does.
-    pub fn slice_end(&self, core: usize) -> Option<Instant> {
-        let since = self.tasks.iter().flatten().find_map(|task| match task.state {
-            State::Running { core: on, since } if on == core => Some(since),
-            _ => None,
-        })?;
-        self.best_ready(core).map(|_| since.plus_nanos(SLICE))
+    /// A core other than `this` that has nothing to do and may run a task which waits: it does not know yet.
+    pub fn helper(&self, this: usize) -> Option<usize> {
+        let running = self.tasks.iter().flatten().filter(|task| matches!(task.state, State::Running { .. }));
+        if running.count() >= self.cores || !self.tasks.iter().flatten().any(|task| self.waits(task)) {
+            return None;
+        }
+        (0..self.cores).find(|core| {
+            *core != this && self.running_on(*core).is_none() && self.best_ready(*core).is_some()
+        })
     }
 
-    /// When a blocked task whose home is `core` wakes by itself.
+    /// When the task that runs on `core` since its last pick must be looked at again: because others wait for the
+    /// core, or because it nears its cap. `None` when neither is so.
+    pub fn slice_end(&self, core: usize) -> Option<Instant> {
+        let task = self.running_on(core).and_then(|id| self.tasks.get(id)?.as_ref())?;
+        let State::Running { since, .. } = task.state else { return None };
+        let slice = self.best_ready(core).map(|_| since.plus_nanos(SLICE));
+        let allowance = self.owners.get(task.owner).and_then(|owner| owner.allowance.as_ref());
+        let cap = allowance.and_then(|allowance| {
+            let end = allowance.lasts().map(|nanos| allowance.as_of.plus_nanos(nanos));
+            // Where several of its tasks run, others may start or leave meanwhile.
+            let look = (allowance.running > 1).then(|| allowance.as_of.plus_nanos(SLICE));
+            earlier(end, look)
+        });
+        earlier(slice, cap)
+    }
+
+    /// When a task whose home is `core` becomes ready by itself: because it has slept or its owner has rested long
+    /// enough.
     pub fn next_deadline(&self, core: usize) -> Option<Instant> {
-        let deadlines = self.tasks.iter().flatten().filter(|task| task.home == core).filter_map(|task| {
-            match task.state {
-                State::Blocked { deadline } => deadline,
-                _ => None,
-            }
+        let at_home = self.tasks.iter().flatten().filter(|task| task.home == core);
+        let deadlines = at_home.filter_map(|task| match task.state {
+            State::Blocked { deadline } => deadline,
+            State::Ready { .. } => self.rests_until(task),
+            State::Running { .. } => None,
         });
         deadlines.min()
     }
 
-    /// Whether the task that runs on `core` must give way: its slice is over, or one that woke is far enough
-    /// behind it.
+    /// Whether the task that runs on `core` must give way: its slice is over, its owner has to rest, or one that woke
+    /// is far enough behind it.
     pub fn gives_way(&mut self, core: usize, now: Instant) -> bool {
         self.wake_due(core, now);
+        let running = self.running_on(core).and_then(|id| self.tasks.get(id)?.as_ref());
+        if running.is_some_and(|task| self.is_resting(task)) {
+            return true;
+        }
         let Some(waiting) = self.best_ready(core).and_then(|id| self.virtual_time(id, now)) else {
             return false;
         };
-        let running = self.tasks.iter().flatten().find_map(|task| match task.state {
-            State::Running { core: on, since } if on == core => Some((task, since)),
-            _ => None,
-        });
-        let Some((task, since)) = running else { return true };
-        let ran = now.nanos_since(since);
-        let so_far = task.virtual_time.saturating_add(weighted(ran, task.weight));
+        let Some(Task { state: State::Running { since, .. }, virtual_time, weight, .. }) = running else {
+            return true;
+        };
+        let ran = now.nanos_since(*since);
+        let so_far = virtual_time.saturating_add(weighted(ran, *weight));
         ran >= SLICE || so_far > waiting.saturating_add(WAKE_ADVANTAGE)
     }
 
@@ -221,6 +392,37 @@ impl Scheduler {
         self.tasks.get_mut(id)?.as_mut()
     }
 
+    fn allowance(&mut self, owner: OwnerId) -> Option<&mut Allowance> {
+        self.owners.get_mut(owner)?.allowance.as_mut()
+    }
+
+    /// The task that runs on `core`.
+    fn running_on(&self, core: usize) -> Option<TaskId> {
+        self.tasks.iter().position(
+            |task| matches!(task, Some(Task { state: State::Running { core: on, .. }, .. }) if *on == core),
+        )
+    }
+
+    fn allows(&self, task: &Task, core: usize) -> bool {
+        let affinity = self.owners.get(task.owner).is_some_and(|owner| owner.share.affinity.allows(core));
+        affinity && self.dedicated_to(core).is_none_or(|owner| owner == task.owner)
+    }
+
+    /// Until when a task's owner rests, as far as that is known now.
+    fn rests_until(&self, task: &Task) -> Option<Instant> {
+        let allowance = self.owners.get(task.owner)?.allowance.as_ref()?;
+        allowance.resting.then(|| allowance.as_of.plus_nanos(allowance.debt))
+    }
+
+    fn is_resting(&self, task: &Task) -> bool {
+        self.rests_until(task).is_some()
+    }
+
+    /// Whether a task is kept from running only by others.
+    fn waits(&self, task: &Task) -> bool {
+        matches!(task.state, State::Ready { .. }) && !self.is_resting(task)
+    }
+
     /// The task's virtual time, running time up to `now` included.
     fn virtual_time(&self, id: TaskId, now: Instant) -> Option<u64> {
         let task = self.tasks.get(id)?.as_ref()?;
@@ -234,13 +436,13 @@ impl Scheduler {
     fn best_ready(&self, core: usize) -> Option<TaskId> {
         let ready = self.tasks.iter().enumerate().filter_map(|(id, task)| {
             let task = task.as_ref()?;
-            let fits = matches!(task.state, State::Ready { .. }) && task.affinity.allows(core);
-            fits.then_some((task.virtual_time, id))
+            (self.waits(task) && self.allows(task, core)).then_some((task.virtual_time, id))
         });
         ready.min().map(|(_, id)| id)
     }
 
     fn wake_due(&mut self, core: usize, now: Instant) {
+        self.owners.iter_mut().filter_map(|owner| owner.allowance.as_mut()).for_each(|one| one.settle(now));
         for id in 0..self.tasks.len() {
             let due = self.task(id).is_some_and(|task| {
                 task.home == core
@@ -266,29 +468,28 @@ impl Scheduler {
     /// it at least starts to share.
     pub fn core_for(&self, id: TaskId, now: Instant) -> Option<usize> {
         let task = self.tasks.get(id)?.as_ref()?;
-        let running_on = |core: usize| {
-            self.tasks.iter().position(|task| {
-                matches!(task, Some(Task { state: State::Running { core: on, .. }, .. }) if *on == core)
-            })
-        };
-        let allowed = || (0..self.cores).filter(|core| task.affinity.allows(*core));
-        let idle = |core: &usize| running_on(*core).is_none();
+        let allowed = || (0..self.cores).filter(|core| self.allows(task, *core));
+        let idle = |core: &usize| self.running_on(*core).is_none();
         if let Some(core) =
             allowed().find(|core| *core == task.home && idle(core)).or_else(|| allowed().find(idle))
         {
             return Some(core);
         }
-        allowed().max_by_key(|core| running_on(*core).and_then(|other| self.virtual_time(other, now)))
+        allowed().max_by_key(|core| self.running_on(*core).and_then(|other| self.virtual_time(other, now)))
     }
 
     /// Adds what the task ran since its pick to its virtual time.
     fn account(&mut self, id: TaskId, now: Instant) -> u64 {
         let Some(task) = self.task(id) else { return 0 };
         let State::Running { since, .. } = task.state else { return 0 };
-        let ran = now.nanos_since(since);
+        let (ran, owner) = (now.nanos_since(since), task.owner);
         task.virtual_time = task.virtual_time.saturating_add(weighted(ran, task.weight));
         // It no longer runs: the floor is found without counting the time twice.
         task.state = State::Ready { since: now };
+        if let Some(allowance) = self.allowance(owner) {
+            allowance.settle(now);
+            allowance.running = allowance.running.saturating_sub(1);
+        }
         self.raise_floor(now);
         ran
     }
@@ -319,11 +520,24 @@ mod tests {
         Instant::from_nanos(nanos)
     }
 
+    fn share(weight: u32) -> Share {
+        Share { weight, affinity: Affinity::Any, dedicated: false, cap: None }
+    }
+
+    fn on(cores: &[usize]) -> Share {
+        Share { affinity: Affinity::only(cores.iter().copied()), ..share(256) }
+    }
+
+    /// The only task of a new owner, ready from the start.
+    fn add(scheduler: &mut Scheduler, share: Share) -> TaskId {
+        let owner = scheduler.admit(share, 1, at(0)).unwrap();
+        scheduler.add(owner, at(0))
+    }
+
     /// One core, tasks that never sleep: how long each ran after `total` nanoseconds.
     fn spin(weights: &[u32], total: u64) -> Vec<u64> {
         let mut scheduler = Scheduler::new(1);
-        let ids: Vec<TaskId> =
-            weights.iter().map(|weight| scheduler.add(*weight, Affinity::Any, at(0))).collect();
+        let ids: Vec<TaskId> = weights.iter().map(|weight| add(&mut scheduler, share(*weight))).collect();
         let mut ran = alloc::vec![0; ids.len()];
         let mut now = 0;
         while now < total {
@@ -348,8 +562,8 @@ mod tests {
     #[test]
     fn who_sleeps_runs_soon_after_waking_and_claims_nothing_for_it() {
         let mut scheduler = Scheduler::new(1);
-        let spinner = scheduler.add(256, Affinity::Any, at(0));
-        let sleeper = scheduler.add(256, Affinity::Any, at(0));
+        let spinner = add(&mut scheduler, share(256));
+        let sleeper = add(&mut scheduler, share(256));
         assert_eq!(scheduler.pick(0, at(0)).unwrap().task, spinner);
         scheduler.put_back(spinner, at(4 * MS), false);
         assert_eq!(scheduler.pick(0, at(4 * MS)).unwrap().task, sleeper);
@@ -380,8 +594,8 @@ mod tests {
     #[test]
     fn a_woken_task_goes_to_an_idle_core_it_may_use() {
         let mut scheduler = Scheduler::new(3);
-        let pinned = scheduler.add(256, Affinity::Cores(alloc::vec![2]), at(0));
-        let free = scheduler.add(256, Affinity::Any, at(0));
+        let pinned = add(&mut scheduler, on(&[2]));
+        let free = add(&mut scheduler, share(256));
         assert_eq!(scheduler.pick(0, at(0)).unwrap().task, free);
         assert_eq!(scheduler.pick(1, at(0)), None, "the other may not run here");
         assert_eq!(scheduler.pick(2, at(0)).unwrap().task, pinned);
@@ -395,8 +609,8 @@ mod tests {
     #[test]
     fn a_core_that_wakes_a_task_for_itself_is_interrupted_too() {
         let mut scheduler = Scheduler::new(1);
-        let spinner = scheduler.add(256, Affinity::Any, at(0));
-        let sleeper = scheduler.add(256, Affinity::Any, at(0));
+        let spinner = add(&mut scheduler, share(256));
+        let sleeper = add(&mut scheduler, share(256));
         scheduler.pick(0, at(0)).unwrap();
         scheduler.put_back(spinner, at(MS), false);
         assert_eq!(scheduler.pick(0, at(MS)).unwrap().task, sleeper);
@@ -410,8 +624,8 @@ mod tests {
     #[test]
     fn a_task_that_woke_starts_the_slice_of_the_one_that_runs() {
         let mut scheduler = Scheduler::new(1);
-        let one = scheduler.add(256, Affinity::Any, at(0));
-        let other = scheduler.add(256, Affinity::Any, at(0));
+        let one = add(&mut scheduler, share(256));
+        let other = add(&mut scheduler, share(256));
         scheduler.pick(0, at(0)).unwrap();
         scheduler.block(one, at(0), None);
         assert_eq!(scheduler.pick(0, at(0)).unwrap().task, other);
@@ -425,10 +639,138 @@ mod tests {
     #[test]
     fn numbers_are_used_again() {
         let mut scheduler = Scheduler::new(1);
-        let one = scheduler.add(0, Affinity::Any, at(0));
-        scheduler.add(1, Affinity::Any, at(0));
+        let one = add(&mut scheduler, share(0));
+        add(&mut scheduler, share(1));
         scheduler.remove(one);
-        assert_eq!(scheduler.add(1, Affinity::Any, at(0)), one);
+        assert_eq!(add(&mut scheduler, share(1)), one);
         assert_eq!(scheduler.wake(77, 0, at(0)), None);
+    }
+
+    /// Runs all cores of `scheduler` until `end`, in steps of a tenth of a millisecond: how long each task ran.
+    fn run(scheduler: &mut Scheduler, tasks: &[TaskId], from: u64, end: u64) -> Vec<u64> {
+        let mut ran = alloc::vec![0; tasks.len()];
+        let mut on_core = alloc::vec![None; scheduler.cores];
+        for now in (from..=end).step_by(MS as usize / 10) {
+            for (core, current) in on_core.iter_mut().enumerate() {
+                if let Some(task) = *current
+                    && (now == end || scheduler.gives_way(core, at(now)))
+                {
+                    ran[tasks.iter().position(|one| *one == task).unwrap()] +=
+                        scheduler.put_back(task, at(now), false);
+                    *current = None;
+                }
+                if current.is_none() && now < end {
+                    *current = scheduler.pick(core, at(now)).map(|choice| choice.task);
+                }
+            }
+        }
+        ran
+    }
+
+    #[test]
+    fn a_cap_holds_beside_others_and_alone() {
+        let mut scheduler = Scheduler::new(1);
+        let capped = add(&mut scheduler, Share { cap: Some(20), ..share(1024) });
+        let other = add(&mut scheduler, share(256));
+        let ran = run(&mut scheduler, &[capped, other], 0, 2000 * MS);
+        assert!(ran[0].abs_diff(400 * MS) <= 10 * MS, "{ran:?}");
+        assert!(ran[1] >= 1580 * MS, "{ran:?}");
+        scheduler.remove(other);
+        let ran = run(&mut scheduler, &[capped], 2000 * MS, 4000 * MS);
+        assert!(ran[0].abs_diff(400 * MS) <= 10 * MS, "nobody else wants the core: {ran:?}");
+    }
+
+    #[test]
+    fn a_cap_is_of_all_tasks_of_an_owner() {
+        let mut scheduler = Scheduler::new(4);
+        let owner = scheduler.admit(Share { cap: Some(150), ..share(256) }, 3, at(0)).unwrap();
+        let tasks = [0; 3].map(|_| scheduler.add(owner, at(0)));
+        let ran = run(&mut scheduler, &tasks, 0, 2000 * MS);
+        let sum: u64 = ran.iter().sum();
+        assert!(sum.abs_diff(3000 * MS) <= 30 * MS, "{ran:?}");
+        assert!(ran.iter().all(|ran| ran.abs_diff(sum / 3) <= 60 * MS), "{ran:?}");
+    }
+
+    #[test]
+    fn who_stays_below_its_cap_is_not_held_up() {
+        let mut scheduler = Scheduler::new(1);
+        let task = add(&mut scheduler, Share { cap: Some(50), ..share(256) });
+        for start in (0..100 * MS).step_by(4 * MS as usize) {
+            assert_eq!(scheduler.pick(0, at(start)).map(|choice| choice.task), Some(task), "at {start}");
+            scheduler.block(task, at(start + MS), Some(at(start + 4 * MS)));
+        }
+    }
+
+    #[test]
+    fn a_capped_task_is_looked_at_when_its_rest_begins_and_ends() {
+        let mut scheduler = Scheduler::new(1);
+        let task = add(&mut scheduler, Share { cap: Some(50), ..share(256) });
+        scheduler.pick(0, at(0)).unwrap();
+        // It runs twice what it may: the debt grows as fast as time passes.
+        let rest = scheduler.slice_end(0).unwrap();
+        assert!((10 * MS..10 * MS + 10).contains(&rest.as_nanos()), "{rest:?}");
+        assert!(!scheduler.gives_way(0, at(9 * MS)) && scheduler.gives_way(0, rest));
+        scheduler.put_back(task, rest, false);
+        assert_eq!(scheduler.pick(0, at(12 * MS)), None);
+        let end = scheduler.next_deadline(0).unwrap();
+        assert!((20 * MS..20 * MS + 20).contains(&end.as_nanos()), "{end:?}");
+        assert!(scheduler.pick(0, end).is_some());
+        // A whole core cannot be overdrawn by one task.
+        let mut scheduler = Scheduler::new(1);
+        add(&mut scheduler, Share { cap: Some(100), ..share(256) });
+        scheduler.pick(0, at(0)).unwrap();
+        assert_eq!(scheduler.slice_end(0), None);
+    }
+
+    #[test]
+    fn dedicated_cores_run_nobody_else_and_have_no_slices() {
+        let mut scheduler = Scheduler::new(3);
+        let others: Vec<TaskId> = (0..4).map(|_| add(&mut scheduler, share(256))).collect();
+        let own = add(&mut scheduler, Share { dedicated: true, ..on(&[1]) });
+        assert_eq!(scheduler.pick(1, at(0)).unwrap().task, own);
+        assert_eq!(scheduler.slice_end(1), None, "others wait, but not for this core");
+        assert!(!scheduler.gives_way(1, at(1000 * MS)));
+        scheduler.block(own, at(1000 * MS), None);
+        assert_eq!(scheduler.pick(1, at(1000 * MS)), None);
+        assert!([0, 2].iter().all(|core| scheduler.pick(*core, at(0)).is_some()));
+        assert!(others.iter().all(|task| scheduler.core_of(*task) != Some(1)));
+    }
+
+    #[test]
+    fn shares_that_cannot_be_had_are_refused_with_what_is_missing() {
+        let own = |cores: &[usize]| Share { dedicated: true, ..on(cores) };
+        let mut scheduler = Scheduler::new(4);
+        let mut admit = |share, tasks| scheduler.admit(share, tasks, at(0));
+        let refused = |wanted, there, free| Err(NoCores { wanted, there, free });
+        assert_eq!(admit(own(&[2, 3, 9]), 2), Ok(0));
+        assert_eq!(admit(on(&[4, 5]), 1), refused(1, 0, 0));
+        assert_eq!(admit(on(&[2]), 1), refused(1, 1, 0));
+        assert_eq!(admit(own(&[1, 2]), 2), refused(2, 2, 1));
+        assert_eq!(admit(own(&[1]), 3), refused(3, 1, 1));
+        assert_eq!(admit(on(&[0, 2]), 1), Ok(5));
+        assert_eq!(admit(own(&[0]), 1), refused(1, 1, 0), "the one before has no other left");
+        assert_eq!(admit(own(&[1, 2]), 1), Ok(7));
+        let none = scheduler.add(2, at(0));
+        assert_eq!(scheduler.core_for(none, at(0)), None, "a refused owner's task never runs");
+        let (first, last) = (scheduler.add(0, at(0)), scheduler.add(7, at(0)));
+        assert_eq!(scheduler.core_for(first, at(0)), Some(2));
+        assert_eq!(scheduler.core_for(last, at(0)), Some(1));
+    }
+
+    #[test]
+    fn an_idle_core_is_called_for_who_waits() {
+        let mut scheduler = Scheduler::new(2);
+        let [one, other] = [0; 2].map(|_| add(&mut scheduler, share(256)));
+        assert_eq!(scheduler.pick(0, at(0)).unwrap().task, one);
+        assert_eq!(scheduler.helper(0), Some(1));
+        assert_eq!(scheduler.pick(1, at(0)).unwrap().task, other);
+        assert_eq!(scheduler.helper(0), None, "nobody waits");
+        // One sleeps, and wakes where the other runs by then.
+        scheduler.block(one, at(MS), Some(at(3 * MS)));
+        scheduler.block(other, at(MS), None);
+        scheduler.wake(other, 1, at(MS));
+        assert_eq!(scheduler.pick(0, at(MS)).unwrap().task, other);
+        scheduler.gives_way(0, at(3 * MS));
+        assert_eq!(scheduler.helper(0), Some(1));
     }
 }

@@ -39,6 +39,14 @@ impl Instant {
     }
 }
 
+/// The earlier of two moments that may never come.
+pub fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
 /// How a guest's time-stamp counter runs: its frequency, and what it read at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct TscClock {

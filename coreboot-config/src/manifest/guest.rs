@@ -18,17 +18,22 @@ pub const MIN_MEMORY: u64 = 1 << 20;
 /// The weight of a guest that names none.
 pub const DEFAULT_WEIGHT: u16 = 256;
 
+/// The highest cap of a guest, in percent of one CPU: as much as its vCPUs could ever run.
+pub const MAX_CAP: u32 = MAX_CPUS * 100;
+
 const KIB: u64 = 1 << 10;
 const PAGE: u64 = 4 << 10;
 const MAX_NAME_LEN: usize = 31;
 /// Every property that some guest may have.
-const PROPERTIES: [&str; 18] = [
+const PROPERTIES: [&str; 20] = [
     "compatible",
     "label",
     "memory",
     "cpus",
     "cpu-affinity",
     "weight",
+    "cap",
+    "dedicated-cpus",
     "boot",
     "entry",
     "kernel",
@@ -58,6 +63,10 @@ pub struct GuestConfig {
     pub cpu_affinity: Vec<u32>,
     /// Its share of a CPU that it shares with others, relative to theirs: 1 to 65535.
     pub weight: u16,
+    /// How much its vCPUs together may run at most, in percent of one CPU: 1 to [`MAX_CAP`]. None for no limit.
+    pub cap: Option<u32>,
+    /// Whether the CPUs that may run it run no other guest.
+    pub dedicated_cpus: bool,
     /// How it starts.
     pub boot: Boot,
     /// Its disks.
@@ -112,6 +121,8 @@ pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<G
         cpus: node.number("cpus", 1..=MAX_CPUS)?.unwrap_or(1),
         cpu_affinity: cpu_affinity(node)?,
         weight: weight(node)?,
+        cap: node.number("cap", 1..=MAX_CAP)?,
+        dedicated_cpus: node.flag("dedicated-cpus")?,
         boot: boot::read(node, warnings)?,
         disks,
         networks,

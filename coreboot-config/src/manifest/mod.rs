@@ -15,7 +15,7 @@ pub use blob::{BlobError, BlobFault, MAX_BLOB_LEN};
 pub use boot::{Boot, Entry, Method, Module};
 pub use device::{Disk, Network};
 pub use error::{GuestError, ManifestError, Warning};
-pub use guest::{Action, Console, DEFAULT_WEIGHT, GuestConfig, MAX_CPUS, MIN_MEMORY};
+pub use guest::{Action, Console, DEFAULT_WEIGHT, GuestConfig, MAX_CAP, MAX_CPUS, MIN_MEMORY};
 pub use source::Source;
 
 use alloc::{boxed::Box, string::String, vec::Vec};

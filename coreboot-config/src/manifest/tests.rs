@@ -118,6 +118,8 @@ fn a_plain_guest_gets_the_defaults() {
         cpus: 1,
         cpu_affinity: vec![],
         weight: DEFAULT_WEIGHT,
+        cap: None,
+        dedicated_cpus: false,
         boot: Boot {
             method: Method::Linux(None),
             kernel: Source::Cbfs("guests/vmlinuz".into()),
@@ -213,7 +215,7 @@ fn names_come_from_label_or_node() {
 
 #[test]
 fn errors_name_node_property_found_and_expected() {
-    let cases: [(Tree, &str); 25] = [
+    let cases: [(Tree, &str); 26] = [
         (guest("g").without("memory"), "property memory: found nothing, expected KiB in one or two cells"),
         (guest("g").cells("memory", &[1, 2, 3]), "property memory: found <0x1 0x2 0x3>, expected KiB"),
         (guest("g").cells("memory", &[1023]), "property memory: found <0x3ff>, expected KiB"),
@@ -229,6 +231,7 @@ fn errors_name_node_property_found_and_expected() {
             guest("g").cells("weight", &[65_536]),
             "property weight: found <0x10000>, expected one cell from 1 to 65535",
         ),
+        (guest("g").cells("cap", &[0]), "property cap: found <0x0>, expected one cell from 1 to 25500"),
         (
             guest("g").cells("cpu-affinity", &[3, 1, 3]),
             "property cpu-affinity: found <0x3 0x1 0x3>, expected numbers",
@@ -405,14 +408,15 @@ fn properties_behind_child_nodes_are_refused() {
 fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
     let file = "[a-zA-Z0-9/._+-]{1,20}";
     let options = (any::<bool>(), any::<[bool; 2]>(), 0..3_usize, proptest::option::of(file), "[ -~]{0,30}");
-    let numbers =
-        (1..=MAX_CPUS, 1..=u16::MAX, 256..1_u64 << 40, proptest::collection::btree_set(0..64_u32, 0..5));
+    let affinity = proptest::collection::btree_set(0..64_u32, 0..5);
+    let cap = proptest::option::of(1..=MAX_CAP);
+    let numbers = (1..=MAX_CPUS, 1..=u16::MAX, 256..1_u64 << 40, affinity, cap);
     ("[a-z][a-z0-9._-]{0,30}", file, options, numbers).prop_map(
         |(
             name,
             kernel,
             (autostart, [debug_port, watchdog], devices, ramdisk, bootargs),
-            (cpus, weight, pages, affinity),
+            (cpus, weight, pages, affinity, cap),
         )| {
             let kib = pages * 4;
             let mut tree = guest(&name)
@@ -427,8 +431,15 @@ fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
                 let shuffled: Vec<u32> = affinity.iter().rev().copied().collect();
                 tree = tree.cells("cpu-affinity", &shuffled);
             }
-            for (name, set) in [("autostart", autostart), ("debug-port", debug_port), ("watchdog", watchdog)]
-            {
+            if let Some(cap) = cap {
+                tree = tree.cells("cap", &[cap]);
+            }
+            for (name, set) in [
+                ("autostart", autostart),
+                ("debug-port", debug_port),
+                ("dedicated-cpus", debug_port),
+                ("watchdog", watchdog),
+            ] {
                 tree = if set { tree.with(name, []) } else { tree };
             }
             if let Some(ramdisk) = &ramdisk {
@@ -465,6 +476,8 @@ fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
                 cpus,
                 cpu_affinity: affinity,
                 weight,
+                cap,
+                dedicated_cpus: debug_port,
                 boot: Boot { method, kernel, ramdisk, modules, bootargs },
                 disks,
                 networks,

@@ -24,6 +24,9 @@ const INPUT: usize = 0x4000;
 /// How much of the log waits for the end of a guest's line, in bytes.
 const HELD: usize = 0x800;
 
+/// What stands for the output of a guest that draws, where lines of several guests are shown.
+const DRAWS: &str = "-- draws a whole screen, seen in the foreground only --";
+
 /// The serial line, as far as the multiplexer needs it.
 pub trait Line {
     /// Takes bytes as they are, without waiting; how many, from the first on.
@@ -71,6 +74,8 @@ struct Channel {
     input: VecDeque<u8>,
     /// The guest was told that there is no room.
     starved: bool,
+    /// It was said that the guest draws on a whole screen.
+    draws: bool,
 }
 
 impl Channel {
@@ -109,6 +114,13 @@ impl Channel {
                 line.truncate(end);
             }
             None if line.len() < LONGEST_LINE => return None,
+            None if addresses_cursor(&line) => {
+                self.seen = self.output.end();
+                if core::mem::replace(&mut self.draws, true) {
+                    return None;
+                }
+                return Some(self.named(DRAWS.as_bytes()));
+            }
             // Not in the middle of a character.
             None => {
                 let cut = line.utf8_chunks().last().map_or(0, |last| last.invalid().len());
@@ -116,13 +128,32 @@ impl Channel {
             }
         }
         self.seen += line.len();
+        Some(self.named(&line))
+    }
+
+    /// A line with the guest's name before it, fit to stand among others'.
+    fn named(&self, line: &[u8]) -> Vec<u8> {
         let mut text = Vec::with_capacity(self.name.len() + line.len() + 4);
         text.extend_from_slice(self.name.as_bytes());
         text.extend_from_slice(b": ");
-        text.extend(plain(line.into_iter()));
+        text.extend(plain(line.iter().copied()));
         text.extend_from_slice(b"\r\n");
-        Some(text)
+        text
     }
+}
+
+/// Whether the cursor is put somewhere on the screen (ECMA-48's CUP, `ESC [ row ; column H`).
+fn addresses_cursor(bytes: &[u8]) -> bool {
+    let mut in_sequence = false;
+    for byte in bytes {
+        match byte {
+            0x1b => in_sequence = true,
+            b'H' if in_sequence => return true,
+            b'A'..=b'Z' | b'a'..=b'z' => in_sequence = false,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Where on the screen's line the next byte comes.
@@ -190,6 +221,7 @@ impl Multiplexer {
             seen: 0,
             input: VecDeque::new(),
             starved: false,
+            draws: false,
         });
         self.channels.len() - 1
     }
@@ -416,7 +448,7 @@ impl Multiplexer {
             }
             let lost = channel.skip_lost();
             let text = if lost > 0 {
-                Some(format!("{}: -- {lost} bytes are lost --\r\n", channel.name).into_bytes())
+                Some(channel.named(format!("-- {lost} bytes are lost --").as_bytes()))
             } else {
                 channel.next_line()
             };
@@ -569,6 +601,23 @@ mod tests {
         assert!(type_keys(&mut multiplexer, "Grüße\x03\x1b[A\x1d\x1d!").is_empty());
         assert_eq!(received(&mut multiplexer, 0), "Grüße\x03\x1b[A\x1d!".as_bytes());
         assert!(received(&mut multiplexer, 1).is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_draws_is_left_out_among_lines() {
+        let (mut multiplexer, mut tape) = (two_guests(View::All), Tape::new());
+        for _ in 0..4 {
+            transmit(&mut multiplexer, 0, &"\x1b[12;34Hsome progress".repeat(12), &mut tape);
+        }
+        transmit(&mut multiplexer, 1, &"\x1b[1m".repeat(70), &mut tape);
+        transmit(&mut multiplexer, 1, "a line\n", &mut tape);
+        let text = tape.take();
+        assert_eq!(text.matches(DRAWS).count(), 1, "{text}");
+        assert!(!text.contains("progress") && text.ends_with("two: a line\r\n"), "{text}");
+        multiplexer.show(View::Guest(0));
+        multiplexer.pump(&mut tape);
+        transmit(&mut multiplexer, 0, "\x1b[1;1Hagain", &mut tape);
+        assert!(tape.take().ends_with("\x1b[1;1Hagain"), "raw in the foreground");
     }
 
     #[test]

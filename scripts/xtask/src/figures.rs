@@ -67,7 +67,7 @@ pub fn bare_boot(project: &Project, memory: &str) -> Result<Vec<Milestone>> {
 /// # Errors
 /// It does not reach userspace, or the monitor does not say what this reads.
 pub fn peerboot_boot(project: &Project, memory: &str) -> Result<Boot> {
-    let rom = run::example_rom(project, BOARD)?;
+    let rom = run::debian_rom(project, BOARD)?;
     let mut machine = until(Firmware::Rom(rom), USERSPACE, memory)?;
     // The monitor counts a guest's exits until its end: here from the first instruction, by way of the shell.
     machine.expect("# $", PATIENCE)?;

@@ -33,8 +33,8 @@ pub enum Part {
 }
 
 /// What is left out where flash is smallest: what stays starts Linux on AMD's processors.
-pub const LEFT_OUT_OF_SMALL: [Part; 6] =
-    [Part::VtX, Part::Linux16, Part::Pvh, Part::Multiboot, Part::Hermit, Part::Prompt];
+pub const LEFT_OUT_OF_SMALL: [Part; 7] =
+    [Part::VtX, Part::Linux16, Part::Pvh, Part::Multiboot, Part::Hermit, Part::Zstd, Part::Prompt];
 
 impl Part {
     fn feature(self) -> String {

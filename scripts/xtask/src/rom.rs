@@ -55,6 +55,12 @@ impl Recipe {
         }
     }
 
+    /// One Linux guest on a board, behind the emulation stage.
+    #[must_use]
+    pub fn debian(project: &Project, board: &str) -> Self {
+        Self { manifest: Some(project.path("scripts/xtask/debian.dts")), ..Self::example(board) }
+    }
+
     /// Builds what is missing and writes the ROM file.
     ///
     /// # Errors
@@ -282,6 +288,7 @@ const EXAMPLES: &[(&str, Example)] = &[
     ("guests/debian/vmlinuz", guests::cloud_kernel),
     ("guests/debian/initramfs", guests::initramfs),
     ("guests/memtest86+/memtest.bin", guests::memtest),
+    ("guests/ipxe/ipxe.lkrn", guests::ipxe),
 ];
 
 /// The files that a manifest names as `cbfs:…`, read from its source or its compiled form alike.

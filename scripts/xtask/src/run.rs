@@ -15,6 +15,9 @@ use crate::project::Project;
 use crate::rom::{self, Recipe};
 use crate::serial::{Wait, pattern};
 
+/// The cores for QEMU's example guests.
+pub const CORES: u32 = 4;
+
 /// The options of `scripts/run`.
 #[derive(Debug, Args)]
 pub struct Options {
@@ -24,7 +27,7 @@ pub struct Options {
     /// max or Bochs's corei7_skylake_x, and this machine's own CPU where KVM passes its virtualization on
     #[arg(long)]
     cpu: Option<String>,
-    /// Cores of the emulated machine; by default 2, and 1 in Bochs, which has no more
+    /// Cores of the emulated machine; by default 4, and 1 in Bochs, which has no more
     #[arg(long, value_name = "N")]
     smp: Option<u32>,
     /// Memory of the emulated machine
@@ -90,7 +93,10 @@ pub fn run(project: &Project, options: &Options) -> Result<ExitCode> {
         (spec.kvm, spec.cpu) = (true, "host".to_owned());
     }
     spec.cpu = options.cpu.clone().unwrap_or(spec.cpu);
-    spec.smp = options.smp.unwrap_or(spec.smp);
+    spec.smp = options.smp.unwrap_or(match emulator {
+        Emulator::Qemu => CORES,
+        Emulator::Bochs => spec.smp,
+    });
     if !options.headless {
         say(&format!("starting {emulator}; Ctrl-A X ends it"));
         return spec.run_on_terminal().map(|()| ExitCode::SUCCESS);
@@ -111,8 +117,18 @@ pub fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     }
 }
 
-fn default_rom(project: &Project, board: &str) -> Result<PathBuf> {
-    Ok(project.build("rom")?.join(format!("{board}.rom")))
+fn default_rom(project: &Project, name: &str) -> Result<PathBuf> {
+    Ok(project.build("rom")?.join(format!("{name}.rom")))
+}
+
+/// The ROM of one Linux guest on a board, up to date.
+///
+/// # Errors
+/// Set-up fails or the source does not build.
+pub fn debian_rom(project: &Project, board: &str) -> Result<PathBuf> {
+    let rom = default_rom(project, &format!("{board}-debian"))?;
+    Recipe::debian(project, board).refresh(project, &rom)?;
+    Ok(rom)
 }
 
 /// The ROM of a board's example guests, up to date.

@@ -295,7 +295,7 @@ impl Suite<'_> {
     fn emulator(&self) -> Result<Tally> {
         hint("building the ROM for the emulator tests");
         let start = Instant::now();
-        match run::example_rom(&self.project, "qemu-q35") {
+        match run::debian_rom(&self.project, "qemu-q35") {
             Ok(_) => {}
             Err(Error::Setup(sentence)) => return Err(Error::Setup(sentence)),
             Err(error) => {

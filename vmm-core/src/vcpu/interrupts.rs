@@ -4,7 +4,7 @@ use super::Vcpu;
 use crate::chipset::ApicEffect;
 use crate::cpu::{CpuState, Event, rflags};
 use crate::guest::End;
-use crate::time::Instant;
+use crate::time::{Instant, earlier};
 
 impl Vcpu {
     /// Whether anything changed that could make an interrupt deliverable.
@@ -168,13 +168,5 @@ impl Vcpu {
     /// Has the host interrupt the guest when something is due or the slice ends.
     pub(super) fn arm(&mut self, slice_end: Option<Instant>) {
         self.guest.host().arm_timer(earlier(self.deadline, slice_end));
-    }
-}
-
-/// The earlier of two moments that may never come.
-pub(crate) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
     }
 }

@@ -19,8 +19,6 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use spin::MutexGuard;
 
-pub(crate) use interrupts::earlier;
-
 /// KVM's answer to a hypercall that is not there: -1000.
 const KVM_ENOSYS: u64 = 1000_u64.wrapping_neg();
 
