@@ -4,7 +4,7 @@ use xtask::error::{Error, Result};
 use xtask::machine::{Emulator, Machine, Spec};
 use xtask::suite::Outcome;
 
-use crate::console::{ANSWER, BOOT, wait_for_shell};
+use crate::console::{ANSWER, BOOT, command, wait_for_shell};
 use crate::lab::Lab;
 
 /// One core, the usual few, and as many as nobody compiled in.
@@ -66,5 +66,27 @@ pub fn errors_are_told(lab: &Lab) -> Result<Outcome> {
     machine.expect("machine check on CPU 2", ANSWER)?;
     machine.expect("CPU 2, bank 9: status 0xbd00000000000000, address 0x1234", ANSWER)?;
     machine.expect("#MC machine check .* on CPU 2", ANSWER)?;
+    Ok(Outcome::Passed)
+}
+
+/// The board's non-maskable interrupt that strikes while a guest runs ends that run, is told, and reaches no guest.
+pub fn nmi_in_a_guest(lab: &Lab) -> Result<Outcome> {
+    let mut machine = Machine::spawn(&Spec { smp: 1, ..lab.example(Emulator::Qemu) })?;
+    wait_for_shell(&mut machine)?;
+    // What else runs on this core is little: of five, one strikes the guest.
+    command(&mut machine, "(while :; do :; done) & true", ANSWER)?;
+    for _ in 0..5 {
+        machine.monitor("nmi")?;
+        machine.expect("a non-maskable interrupt came on CPU 0", ANSWER)?;
+    }
+    // What exits there were is known once the guest halts.
+    let said = command(&mut machine, "kill $!; dmesg | grep -ci nmi.received", ANSWER)?;
+    if said != ["0"] {
+        return Err(Error::failed(format!("the guest had {said:?} of them")));
+    }
+    machine.send("\x1dm")?;
+    machine.expect("peerboot> $", ANSWER)?;
+    machine.send("exits debian\r")?;
+    machine.expect("host nmi [1-5]", ANSWER)?;
     Ok(Outcome::Passed)
 }

@@ -75,6 +75,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/cores/all-run", cores::all_run),
         Case::new("emulator/cores/unlisted-run", cores::unlisted_run),
         Case::new("emulator/cores/errors-are-told", cores::errors_are_told),
+        Case::new("emulator/cores/nmi-in-a-guest", cores::nmi_in_a_guest),
         Case::new("emulator/no-virtualization", boot::no_virtualization),
         Case::new("emulator/sleep", time::sleep_takes_its_time).alone(),
         Case::new("emulator/shares/weights-and-caps", shares::weights_and_caps).alone(),

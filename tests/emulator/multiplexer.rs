@@ -51,6 +51,8 @@ pub fn two_guests(lab: &Lab) -> Result<Outcome> {
 
     machine.send("console one\r")?;
     machine.expect("^-- one ", ANSWER)?;
+    // What is shown first is of its last life, the shell's prompt included.
+    machine.expect("Linux version", BOOT)?;
     wait_for_shell(&mut machine)?;
     let name = command(&mut machine, "hostname", ANSWER)?.join("\n");
     if name == "first" {
@@ -78,6 +80,7 @@ pub fn open_prompt_keeps_the_machine_on(lab: &Lab) -> Result<Outcome> {
     manage(&mut machine, "start debian", r"\] debian: starts again$")?;
     machine.send("exit\r")?;
     machine.expect("^-- debian ", ANSWER)?;
+    machine.expect("Linux version", BOOT)?;
     wait_for_shell(&mut machine)?;
     machine.send("poweroff\n")?;
     machine.expect("all guests are off", ANSWER)?;
