@@ -26,6 +26,8 @@ pub mod xcr0 {
     pub const KNOWN: u64 = X87 | SSE | AVX | AVX512 | PKRU;
 }
 
+/// The subleaf of CPUID leaf 0xD about PKRU's room in the XSAVE area.
+const PKRU_LEAF: u32 = xcr0::PKRU.trailing_zeros();
 const IA32_PRED_CMD: u32 = 0x49;
 const TSC_AUX: u32 = 0xc000_0103;
 
@@ -66,7 +68,12 @@ impl HostFeatures {
         let xsave = basic.ecx & (1 << 26) != 0;
         let (xcr0, xsave_size) = if xsave {
             let offered = __cpuid_count(0xd, 0);
-            let bits = (u64::from(offered.eax) | u64::from(offered.edx) << 32) & xcr0::KNOWN;
+            let mut bits = (u64::from(offered.eax) | u64::from(offered.edx) << 32) & xcr0::KNOWN;
+            // Bochs 2.7's Tiger Lake offers protection keys that have no room in the area: XSAVE would put them
+            // where x87 state is.
+            if bits & xcr0::PKRU != 0 && __cpuid_count(0xd, PKRU_LEAF).eax == 0 {
+                bits &= !xcr0::PKRU;
+            }
             (bits, offered.ecx as usize)
         } else {
             (xcr0::X87 | xcr0::SSE, 512)
