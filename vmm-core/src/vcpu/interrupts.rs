@@ -9,7 +9,9 @@ use crate::time::{Instant, earlier};
 impl Vcpu {
     /// Whether anything changed that could make an interrupt deliverable.
     pub(super) fn needs_attention(&mut self) -> bool {
-        self.attention || self.window || self.guest.apics.take_kick(self.index as usize)
+        // Taken even when there is attention already: a CPU that halts with a kick left over is not let sleep.
+        self.attention |= self.guest.apics.take_kick(self.index as usize);
+        self.attention || self.window
     }
 
     /// Whether another CPU of the guest sent this one back to its beginning.
