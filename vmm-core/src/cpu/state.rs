@@ -1,5 +1,7 @@
 //! A CPU's architectural state.
 
+use super::CpuView;
+
 /// RFLAGS bits (SDM 3.4.3).
 pub mod rflags {
     /// Bit 1, always one.
@@ -341,6 +343,12 @@ impl CpuState {
         state
     }
 
+    /// Sets the privilege level that the CPU is at, 0 to 3: the stack segment has it.
+    pub fn set_privilege_level(&mut self, level: u8) {
+        let [_, _, stack, ..] = &mut self.segments;
+        stack.attributes = stack.attributes & !(3 << 5) | u16::from(level & 3) << 5;
+    }
+
     /// 64-bit mode at `entry` on the page tables at `cr3`, interrupts off; selectors as given.
     pub fn long_mode(entry: u64, cr3: u64, code_selector: u16, data_selector: u16) -> Self {
         let mut state = Self::flat_protected_mode(0);
@@ -356,6 +364,25 @@ impl CpuState {
             efer: ControlRegisters::EFER_LME | ControlRegisters::EFER_LMA,
         };
         state
+    }
+}
+
+/// A CPU on no hardware, for those that only look at it and change it: tests.
+impl CpuView for CpuState {
+    fn registers(&self) -> &Registers {
+        &self.registers
+    }
+    fn registers_mut(&mut self) -> &mut Registers {
+        &mut self.registers
+    }
+    fn segment(&self, register: SegmentRegister) -> Segment {
+        self.segments.get(register as usize).copied().unwrap_or_default()
+    }
+    fn control(&self) -> ControlRegisters {
+        self.control
+    }
+    fn set_cr2(&mut self, address: u64) {
+        self.control.cr2 = address;
     }
 }
 

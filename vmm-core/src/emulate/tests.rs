@@ -1,7 +1,7 @@
 //! Instructions run one by one against a CPU, memory and a device made for the purpose.
 
 use super::*;
-use crate::cpu::{CodeSize, ControlRegisters, CpuState, Registers, Segment, SegmentRegister, rflags};
+use crate::cpu::{CodeSize, CpuState, Segment, SegmentRegister, rflags};
 use crate::memory::{HeapBlock, Region};
 use alloc::boxed::Box;
 use alloc::vec;
@@ -13,32 +13,6 @@ const DEVICE: u64 = 0x2_0000;
 /// A page of memory right before it.
 const LAST_PAGE: u64 = 0x1_f000;
 const UNMAPPED: u64 = 0x20_0000;
-
-struct Cpu {
-    state: CpuState,
-    level: u8,
-}
-
-impl CpuView for Cpu {
-    fn registers(&self) -> &Registers {
-        &self.state.registers
-    }
-    fn registers_mut(&mut self) -> &mut Registers {
-        &mut self.state.registers
-    }
-    fn segment(&self, register: SegmentRegister) -> Segment {
-        self.state.segments[register as usize]
-    }
-    fn control(&self) -> ControlRegisters {
-        self.state.control
-    }
-    fn set_cr2(&mut self, address: u64) {
-        self.state.control.cr2 = address;
-    }
-    fn privilege_level(&self) -> u8 {
-        self.level
-    }
-}
 
 #[derive(Debug, PartialEq, Eq)]
 enum Action {
@@ -82,7 +56,7 @@ impl Bus for Device {
 }
 
 struct Machine {
-    cpu: Cpu,
+    cpu: CpuState,
     memory: GuestMemory,
     device: Device,
 }
@@ -111,7 +85,7 @@ impl Machine {
             }
         };
         let device = Device { bytes: vec![0; 0x1000], log: Vec::new(), port: 0 };
-        Self { cpu: Cpu { state, level: 0 }, memory, device }
+        Self { cpu: state, memory, device }
     }
 
     fn long() -> Self {
@@ -119,7 +93,7 @@ impl Machine {
     }
 
     fn with(mut self, register: Gpr, value: u64) -> Self {
-        self.cpu.state.registers.set(register, value);
+        self.cpu.registers.set(register, value);
         self
     }
 
@@ -129,20 +103,20 @@ impl Machine {
     }
 
     fn flags(mut self, flags: u64) -> Self {
-        self.cpu.state.registers.rflags = rflags::FIXED | flags;
+        self.cpu.registers.rflags = rflags::FIXED | flags;
         self
     }
 
     /// Emulates `code` at RIP once, without moving RIP.
     fn try_run(&mut self, code: &[u8]) -> Result<Option<u64>, EmulateError> {
-        self.memory.write(GuestPhys::new(self.cpu.state.registers.rip), code).unwrap();
+        self.memory.write(GuestPhys::new(self.cpu.registers.rip), code).unwrap();
         emulate(&mut self.cpu, &self.memory, &mut self.device)
     }
 
     /// Emulates `code`, which must be one whole instruction and succeed in one call.
     #[track_caller]
     fn run(mut self, code: &[u8]) -> Self {
-        let end = self.cpu.state.registers.rip + code.len() as u64;
+        let end = self.cpu.registers.rip + code.len() as u64;
         assert_eq!(self.try_run(code), Ok(Some(end)));
         self
     }
@@ -150,17 +124,17 @@ impl Machine {
     #[track_caller]
     fn fault(&mut self, code: &[u8]) -> (Event, u64) {
         match self.try_run(code) {
-            Err(EmulateError::Fault(fault)) => (fault.raise(&mut self.cpu), self.cpu.state.control.cr2),
+            Err(EmulateError::Fault(fault)) => (fault.raise(&mut self.cpu), self.cpu.control.cr2),
             other => panic!("no fault but {other:?}"),
         }
     }
 
     fn get(&self, register: Gpr) -> u64 {
-        self.cpu.state.registers.get(register)
+        self.cpu.registers.get(register)
     }
 
     fn status(&self) -> u64 {
-        self.cpu.state.registers.rflags & arithmetic::STATUS
+        self.cpu.registers.rflags & arithmetic::STATUS
     }
 
     fn device_word(&self, offset: usize) -> u64 {
@@ -219,8 +193,8 @@ fn addresses_are_formed_as_the_mode_says() {
     let displacement = (DEVICE - CODE - 6) as u32;
     assert_eq!(offset(Machine::long(), &[&[0x8b, 5][..], &displacement.to_le_bytes()].concat()), 0);
     fs = Machine::long().with(Rax, 0x20);
-    fs.cpu.state.segments[SegmentRegister::Fs as usize].base = DEVICE;
-    fs.cpu.state.segments[SegmentRegister::Ds as usize].base = 0x99_9999;
+    fs.cpu.segments[SegmentRegister::Fs as usize].base = DEVICE;
+    fs.cpu.segments[SegmentRegister::Ds as usize].base = 0x99_9999;
     assert_eq!(offset(fs, &[0x64, 0x8b, 0x40, 1]), 0x21);
     let ds = Machine::long().with(Rbp, DEVICE);
     assert_eq!(offset(ds, &[0x8b, 0x45, 2]), 2);
@@ -393,14 +367,14 @@ fn accesses_fault_as_on_the_cpu() {
     let mov = [0x89, 0x03];
     assert_eq!(Machine::long().with(Rbx, UNMAPPED + 5).fault(&mov), (Event::page_fault(2), UNMAPPED + 5));
     let mut user = Machine::long().with(Rbx, UNMAPPED);
-    user.cpu.level = 3;
+    user.cpu.set_privilege_level(3);
     assert_eq!(user.fault(&[0x8b, 0x03]).0, Event::page_fault(4));
     let hole = 0x0000_7fff_ffff_fffe;
     assert_eq!(Machine::long().with(Rbx, hole).fault(&mov).0, Event::GENERAL_PROTECTION);
     assert_eq!(Machine::long().with(Rbp, hole).fault(&[0x89, 0x45, 0]).0, Event::STACK_FAULT);
     let small = |register, limit, attributes| {
         let mut machine = Machine::new(CodeSize::Bits32).with(Rbx, DEVICE + 0xffd).with(Rbp, DEVICE);
-        let segment = &mut machine.cpu.state.segments[register as usize];
+        let segment = &mut machine.cpu.segments[register as usize];
         (segment.limit, segment.attributes) = (limit, attributes);
         machine
     };
@@ -443,24 +417,24 @@ fn other_instructions_are_refused() {
 fn code_is_fetched_as_far_as_it_goes() {
     let mut machine = Machine::long();
     machine.memory.write_u64(GuestPhys::new(0x5000 + 0x11 * 8), 0).unwrap();
-    machine.cpu.state.registers.rip = 0x1_0ffd;
+    machine.cpu.registers.rip = 0x1_0ffd;
     machine.memory.write(GuestPhys::new(0x1_0ffd), &[0x48, 0x8b, 0x80]).unwrap();
     assert_eq!(fetch(&machine.cpu, &machine.memory).unwrap().bytes(), [0x48, 0x8b, 0x80]);
     let Err(EmulateError::Fault(fault)) = fetch_instruction(&machine.cpu, &machine.memory) else { panic!() };
     assert_eq!(fault.raise(&mut machine.cpu), Event::page_fault(0));
-    assert_eq!(machine.cpu.state.control.cr2, 0x1_1000);
+    assert_eq!(machine.cpu.control.cr2, 0x1_1000);
     machine.memory.write_u64(GuestPhys::new(0x5000 + 0x11 * 8), 0x9007).unwrap();
     machine.memory.write(GuestPhys::new(0x9000), &[1, 2, 3, 4]).unwrap();
     assert_eq!(fetch_instruction(&machine.cpu, &machine.memory).map(|found| found.length), Ok(7));
-    machine.cpu.state.registers.rip = DEVICE;
+    machine.cpu.registers.rip = DEVICE;
     let outside = EmulateError::CodeNotMemory(GuestPhys::new(DEVICE));
     assert_eq!(fetch(&machine.cpu, &machine.memory), Err(outside));
-    machine.cpu.state.registers.rip = DEVICE - 1;
+    machine.cpu.registers.rip = DEVICE - 1;
     assert_eq!(fetch(&machine.cpu, &machine.memory).unwrap().bytes(), [0]);
-    machine.cpu.state.registers.rip = 1 << 47;
+    machine.cpu.registers.rip = 1 << 47;
     assert!(matches!(fetch(&machine.cpu, &machine.memory), Err(EmulateError::Fault(_))));
     let mut machine = Machine::new(CodeSize::Bits32);
-    machine.cpu.state.segments[SegmentRegister::Cs as usize].limit = CODE as u32 + 1;
+    machine.cpu.segments[SegmentRegister::Cs as usize].limit = CODE as u32 + 1;
     assert_eq!(fetch(&machine.cpu, &machine.memory).unwrap().bytes().len(), 2);
 }
 
@@ -494,7 +468,7 @@ fn next_rip_knows_the_instruction_of_an_exit() {
             } else {
                 2
             }) {
-                machine.cpu.state.registers.rip = at;
+                machine.cpu.registers.rip = at;
                 machine.memory.write(GuestPhys::new(at), code).unwrap();
                 let next = next_rip(&machine.cpu, &machine.memory, kind);
                 assert_eq!(next, Ok(at + code.len() as u64), "{kind:?} in {size:?}");
@@ -548,7 +522,7 @@ fn ports_meet_the_accumulator_and_strings() {
 #[test]
 fn port_strings_find_their_memory_in_the_instruction() {
     let mut machine = Machine::new(CodeSize::Bits16).with(Rsi, 0xffff_0000).with(Rdi, 0x5_ffff).with(Rcx, 1);
-    machine.cpu.state.segments[SegmentRegister::Es as usize] = Segment::real_mode(0x800, false);
+    machine.cpu.segments[SegmentRegister::Es as usize] = Segment::real_mode(0x800, false);
     let access = PortAccess { port: 0x60, width: Byte, write: true, string: true };
     machine.memory.write(GuestPhys::new(0x8000), &[0x42]).unwrap();
     machine.memory.write(GuestPhys::new(CODE), &[0x26, 0x6e]).unwrap();

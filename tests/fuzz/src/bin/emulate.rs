@@ -1,9 +1,7 @@
 //! Arbitrary code on an arbitrary CPU: nothing panics, and every call ends after a bounded amount of work.
 #![no_main]
 
-use vmm_core::cpu::{
-    ControlRegisters, CpuState, CpuView, Gpr, PortAccess, Registers, Segment, SegmentRegister, Width,
-};
+use vmm_core::cpu::{CpuState, Gpr, PortAccess, SegmentRegister, Width};
 use vmm_core::emulate::{Bus, EmulateError, Kind, emulate, fetch, next_rip, port};
 use vmm_core::memory::{GuestMemory, GuestPhys, HeapBlock, Region};
 
@@ -11,32 +9,6 @@ const SIZE: u64 = 0x1_0000;
 const TABLES: u64 = 0x8000;
 /// A portion of a string is 4096 bytes: two accesses for each, if all fall apart into bytes.
 const MOST_ACCESSES: u32 = 2 * 4096 + 64;
-
-struct Cpu {
-    state: CpuState,
-    level: u8,
-}
-
-impl CpuView for Cpu {
-    fn registers(&self) -> &Registers {
-        &self.state.registers
-    }
-    fn registers_mut(&mut self) -> &mut Registers {
-        &mut self.state.registers
-    }
-    fn segment(&self, register: SegmentRegister) -> Segment {
-        self.state.segments[register as usize]
-    }
-    fn control(&self) -> ControlRegisters {
-        self.state.control
-    }
-    fn set_cr2(&mut self, address: u64) {
-        self.state.control.cr2 = address;
-    }
-    fn privilege_level(&self) -> u8 {
-        self.level
-    }
-}
 
 #[derive(Default)]
 struct Device {
@@ -99,7 +71,7 @@ impl Input<'_> {
     }
 }
 
-fn cpu(input: &mut Input<'_>, memory: &GuestMemory) -> Cpu {
+fn cpu(input: &mut Input<'_>, memory: &GuestMemory) -> CpuState {
     let rip = 0x1000 + u64::from(input.byte()) * 16 + u64::from(input.byte() & 15);
     let mut state = match input.byte() % 4 {
         0 => CpuState::reset(),
@@ -142,7 +114,8 @@ fn cpu(input: &mut Input<'_>, memory: &GuestMemory) -> Cpu {
     if changes & 0x40 == 0 {
         code.base = 0;
     }
-    Cpu { state, level: input.byte() & 3 }
+    state.set_privilege_level(input.byte() & 3);
+    state
 }
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
@@ -162,10 +135,10 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         string: choice & 2 != 0,
     };
     let rest = &input.0[..input.0.len().min(0x100)];
-    let at = cpu.state.registers.rip.min(SIZE - 0x100);
+    let at = cpu.registers.rip.min(SIZE - 0x100);
     memory.write(GuestPhys::new(at), rest).expect("within memory");
 
-    let rip = cpu.state.registers.rip;
+    let rip = cpu.registers.rip;
     for kind in [Kind::Cpuid, Kind::Hlt, Kind::Vmmcall, Kind::MovToControl] {
         if let Ok(next) = next_rip(&cpu, &memory, kind) {
             let length = next.wrapping_sub(rip) & 0xffff_ffff;
@@ -181,11 +154,11 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             Err(EmulateError::Unsupported(code)) => assert!(!code.bytes().is_empty()),
             Err(_) => {}
         }
-        assert_eq!(cpu.state.registers.rip, rip, "going on is the caller's");
-        let before = cpu.state.registers.get(Gpr::Rcx);
+        assert_eq!(cpu.registers.rip, rip, "going on is the caller's");
+        let before = cpu.registers.get(Gpr::Rcx);
         let _ = port(&mut cpu, &memory, &mut Device::default(), &access);
         if !access.string {
-            assert_eq!(cpu.state.registers.get(Gpr::Rcx), before);
+            assert_eq!(cpu.registers.get(Gpr::Rcx), before);
         }
     }
     let _ = fetch(&cpu, &memory);
