@@ -75,7 +75,7 @@ pub fn wanted(cbfs: &Cbfs<'static>, frames: &'static FrameAllocator) -> Result<V
     let file = cbfs.find(manifest::FILE_NAME).map_err(NoManifest::File)?;
     let blob = file.contents(MANIFEST_LIMIT).map_err(NoManifest::File)?;
     let manifest = Manifest::parse(&blob).map_err(NoManifest::Manifest)?;
-    manifest.warnings.iter().for_each(|warning| warn!("manifest: {warning}"));
+    manifest.warnings.iter().for_each(|warning| warn!("{warning}"));
     let files = Files::new(cbfs, frames, &manifest);
     let guests = manifest.guests.into_iter().filter_map(|guest| match guest {
         Ok(guest) if guest.autostart => resolve(&guest, &files),
