@@ -1,7 +1,7 @@
 //! The source tree and the two directories that hold what is built from it.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -72,6 +72,18 @@ impl Project {
         let dir = self.root.join("build").join(relative);
         fs::create_dir_all(&dir).map_err(|e| Error::file("make", &dir, &e))?;
         Ok(dir)
+    }
+
+    /// Waits until nobody else makes files under build/, in this process or another, and keeps others waiting until
+    /// what this gives is dropped. Who holds it must not ask again.
+    ///
+    /// # Errors
+    /// The file that is locked cannot be.
+    pub fn turn(&self) -> Result<File> {
+        let path = self.build("")?.join("lock");
+        let file = File::create(&path).map_err(|e| Error::file("make", &path, &e))?;
+        file.lock().map_err(|e| Error::file("lock", &path, &e))?;
+        Ok(file)
     }
 
     /// Where cargo puts what it builds: `CARGO_TARGET_DIR`, or target/ in the source tree.

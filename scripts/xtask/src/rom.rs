@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use clap::Args;
@@ -66,6 +65,7 @@ impl Recipe {
     /// # Errors
     /// A tool, a file or the space for it is missing, or the source does not build.
     pub fn compose(&self, project: &Project, rom: &Path) -> Result<()> {
+        let _turn = project.turn()?;
         let ingredients = Ingredients::gather(project, self, rom)?;
         project.say(&format!("composing {}", rom.strip_prefix(project.root()).unwrap_or(rom).display()));
         ingredients.mix(rom)
@@ -76,6 +76,7 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::compose`].
     pub fn refresh(&self, project: &Project, rom: &Path) -> Result<()> {
+        let _turn = project.turn()?;
         let ingredients = Ingredients::gather(project, self, rom)?;
         let (stamp, stamp_file) = (ingredients.stamp()?, rom.with_added_extension("stamp"));
         if rom.is_file()
@@ -186,9 +187,6 @@ struct Ingredients {
 impl Ingredients {
     /// Builds and makes everything; `rom` only gives the compiled manifest its name.
     fn gather(project: &Project, recipe: &Recipe, rom: &Path) -> Result<Self> {
-        // Two threads must not write the same intermediate files.
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         packages::require(packages::ROM_TOOLS)?;
         let board = project.board(&recipe.board)?;
         let base = match &recipe.base {
