@@ -2,7 +2,7 @@
 
 mod console;
 mod lab;
-mod manifest;
+pub(crate) use xtask::manifest;
 mod multiplexer;
 
 mod apps;

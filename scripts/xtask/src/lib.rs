@@ -10,6 +10,7 @@ pub mod figures;
 pub mod guests;
 pub mod kvm;
 pub mod machine;
+pub mod manifest;
 pub mod packages;
 pub mod payload;
 pub mod progress;

@@ -100,6 +100,19 @@ pub const NMI: u32 = 4 << 8;
 /// Local vector table: the 8259 pair names the vector.
 pub const EXTERNAL: u32 = 7 << 8;
 
+/// Interrupt command: the CPU waits in its reset state.
+pub const INIT: u32 = 5 << 8 | ASSERT;
+/// Interrupt command: a CPU in its reset state begins in real mode, at the page that the vector names.
+pub const START_UP: u32 = 6 << 8 | ASSERT;
+const ASSERT: u32 = 1 << 14;
+
+/// Sends the CPU with this APIC number an interrupt command, in xAPIC mode.
+#[inline(always)]
+pub fn send(apic_id: u8, command: u32) {
+    write(register::COMMAND_HIGH, u32::from(apic_id) << 24);
+    write(register::COMMAND_LOW, command);
+}
+
 /// Sends this CPU an interrupt.
 #[inline(always)]
 pub fn send_self(vector: u8) {

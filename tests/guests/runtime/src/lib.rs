@@ -34,6 +34,7 @@
 extern crate alloc;
 
 mod acpi;
+pub mod alarm;
 pub mod apic;
 pub mod calendar;
 pub mod clock;
@@ -54,6 +55,7 @@ pub mod pit;
 pub mod pm_timer;
 mod print;
 pub mod rtc;
+pub mod smp;
 mod start_info;
 pub mod uart;
 

@@ -1,20 +1,28 @@
-//! What exits cost, in ticks of the time-stamp counter: under `-icount shift=0` those are instructions of the
-//! host, the guest's own included.
+//! What exits cost, in ticks of the time-stamp counter: under `-icount shift=0` and in Bochs those are instructions
+//! of the host, the guest's own included. With a second CPU, which sleeps meanwhile, what interrupts between CPUs
+//! cost too.
 #![no_std]
 #![no_main]
 
 use core::hint::black_box;
+use runtime::alarm::Alarm;
 use runtime::interrupts::count;
-use runtime::pm_timer::Stopwatch;
-use runtime::{apic, cpu, io_apic, memory, pit, println};
+use runtime::{apic, cpu, io_apic, memory, pit, println, smp};
 
 runtime::guest!(main);
 
 const LOOPS: u64 = 2_000;
 const VECTOR: u8 = 0x40;
+/// What the first CPU sends the second, and what that answers.
+const QUESTION: u8 = 0x41;
+const ANSWER: u8 = 0x42;
 
-fn main(_: &runtime::Machine) {
+fn main(machine: &runtime::Machine) {
     apic::enable();
+    let second = machine.command_line().contains("second");
+    if second {
+        smp::start(1, answer);
+    }
     report("cpuid", || {
         black_box(cpu::cpuid(0, 0));
     });
@@ -36,6 +44,9 @@ fn main(_: &runtime::Machine) {
         memory::write(apic::BASE + u64::from(apic::register::TASK_PRIORITY), 0_u32)
     });
     report_wake_up();
+    if second {
+        report_exchange();
+    }
     if cpu::cpuid(1, 0).ecx & 1 << 21 != 0 {
         apic::enable_x2apic();
         report("rdmsr, x2APIC", || {
@@ -70,35 +81,39 @@ fn ticks(operation: impl Fn()) -> u64 {
 fn report_wake_up() {
     const ROUNDS: u64 = 50;
     const DELAY: u64 = 200;
-    let deadline_mode = cpu::cpuid(1, 0).ecx & 1 << 24 != 0;
-    let (apic_khz, tsc_khz) = frequencies();
-    apic::set_timer(VECTOR, if deadline_mode { apic::TSC_DEADLINE } else { 0 });
+    let alarm = Alarm::new(VECTOR);
     let (mut total, mut least) = (0, u64::MAX);
     for _ in 0..ROUNDS {
-        let deadline = cpu::tsc() + tsc_khz * DELAY / 1000;
-        if deadline_mode {
-            cpu::write_msr(apic::TSC_DEADLINE_MSR, deadline);
-        } else {
-            apic::start_timer((apic_khz * DELAY / 1000) as u32);
-        }
-        let seen = count(VECTOR);
-        while count(VECTOR) == seen {
-            cpu::wait_for_interrupt();
-        }
-        let late = cpu::tsc().saturating_sub(deadline);
+        let late = alarm.sleep(DELAY);
         (total, least) = (total + late, least.min(late));
     }
     println!("exit-cost: hlt to wake-up {} instructions (least {least})", total / ROUNDS);
 }
 
-/// Of the local APIC's timer and the time-stamp counter, in kHz.
-fn frequencies() -> (u64, u64) {
-    apic::set_timer(VECTOR, apic::MASKED);
-    apic::start_timer(u32::MAX);
-    let (stopwatch, start) = (Stopwatch::start(), cpu::tsc());
-    while stopwatch.micros() < 5_000 {}
-    let counted = u64::from(u32::MAX - apic::read(apic::register::CURRENT_COUNT));
-    let (ticks, micros) = (cpu::tsc() - start, stopwatch.micros());
-    apic::start_timer(0);
-    (counted * 1000 / micros, ticks * 1000 / micros)
+/// The second CPU's work: it sleeps until it is asked, and answers.
+fn answer() -> ! {
+    let mut seen = count(QUESTION);
+    loop {
+        while count(QUESTION) == seen {
+            cpu::wait_for_interrupt();
+        }
+        seen += 1;
+        apic::send(0, ANSWER.into());
+    }
+}
+
+/// From an interrupt to a CPU that sleeps to its answer: two interrupts, two wake-ups, and nothing else runs.
+fn report_exchange() {
+    const ROUNDS: u64 = 200;
+    let (mut total, mut least) = (0, u64::MAX);
+    for _ in 0..ROUNDS {
+        let (seen, start) = (count(ANSWER), cpu::tsc());
+        apic::send(1, QUESTION.into());
+        while count(ANSWER) == seen {
+            cpu::wait_for_interrupt();
+        }
+        let took = (cpu::tsc() - start) / 2;
+        (total, least) = (total + took, least.min(took));
+    }
+    println!("exit-cost: interrupt to a CPU that sleeps {} instructions (least {least})", total / ROUNDS);
 }

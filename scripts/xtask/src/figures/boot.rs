@@ -1,27 +1,21 @@
-//! Figures that come out the same in every run: the emulators count instructions, and virtual time is their number.
+//! Linux from reset to userspace: with QEMU's own firmware, under Peerboot, and several at once.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use regex::Regex;
-
+use super::guests::{linux, rom};
+use super::{PATIENCE, compile, counting, number, numbers, until};
 use crate::error::{Error, Result};
 use crate::guests;
 use crate::machine::{Emulator, Firmware, Machine, Spec};
+use crate::manifest::Guest;
 use crate::project::Project;
-use crate::rom::Recipe;
-use crate::run;
 
 /// The example guest's line about userspace; the number is its time-stamp counter.
 const USERSPACE: &str = r"userspace reached at TSC (\d+)";
 
 /// The monitor's line about a guest's exits: their number, and then how many for each reason.
 const EXITS: &str = r": exits: (\d+.*)";
-
-/// Wall time that a boot may take while instructions are counted.
-const PATIENCE: Duration = Duration::from_secs(300);
-
-/// The board that is measured.
-const BOARD: &str = "qemu-q35";
 
 /// A milestone of a boot: its name and nanoseconds of virtual time since reset.
 pub type Milestone = (&'static str, u64);
@@ -38,37 +32,27 @@ pub struct Boot {
     pub exits: Vec<(String, u64)>,
 }
 
-/// What one exit of a kind costs, in instructions.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Cost {
-    /// What the guest did.
-    pub exit: String,
-    /// On average.
-    pub average: u64,
-    /// In the cheapest batch.
-    pub least: u64,
-}
-
 /// Boots Debian's kernel with QEMU's own firmware.
 ///
 /// # Errors
 /// It does not reach userspace.
-pub fn bare_boot(project: &Project, memory: &str) -> Result<Vec<Milestone>> {
+pub fn bare_boot(project: &Project) -> Result<Vec<Milestone>> {
     let bare = Firmware::Bare {
         kernel: guests::cloud_kernel(project)?,
         initramfs: Some(guests::initramfs(project)?),
         bootargs: "console=ttyS0".to_owned(),
     };
-    Ok(vec![(BOOTED, userspace(&until(bare, USERSPACE, memory)?.transcript())?)])
+    let machine = until(&counting(bare, 1), USERSPACE)?;
+    Ok(vec![(BOOTED, userspace(&machine.transcript())?)])
 }
 
-/// Boots the same kernel and initramfs, the example guest, under Peerboot.
+/// Boots the same kernel and initramfs under Peerboot.
 ///
 /// # Errors
 /// It does not reach userspace, or the monitor does not say what this reads.
-pub fn peerboot_boot(project: &Project, memory: &str) -> Result<Boot> {
-    let rom = run::debian_rom(project, BOARD)?;
-    let mut machine = until(Firmware::Rom(rom), USERSPACE, memory)?;
+pub fn peerboot_boot(project: &Project) -> Result<Boot> {
+    let rom = rom(project, Emulator::Qemu, "linux", &[linux("debian")], &[])?;
+    let mut machine = until(&counting(rom, 1), USERSPACE)?;
     // The monitor counts a guest's exits until its end: here from the first instruction, by way of the shell.
     machine.expect("# $", PATIENCE)?;
     machine.send("poweroff -f\n")?;
@@ -77,31 +61,55 @@ pub fn peerboot_boot(project: &Project, memory: &str) -> Result<Boot> {
     Ok(Boot { milestones: timeline(&transcript)?, exits: exits(&transcript)? })
 }
 
-/// The CPUs whose exits are measured, QEMU's first: AMD-V without and with next-RIP save, VT-x without and with local
-/// APICs to lend.
-pub const EXIT_COSTS_OF: [(Emulator, &str); 4] = [
-    (Emulator::Qemu, "max"),
-    (Emulator::Bochs, "ryzen"),
-    (Emulator::Bochs, "corei7_sandy_bridge_2600k"),
-    (Emulator::Bochs, "corei7_skylake_x"),
-];
+/// Several boots at once.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Parallel {
+    /// How many guests.
+    pub guests: usize,
+    /// Instructions of all cores from a guest's first to its userspace, the slowest guest's.
+    pub instructions: u64,
+    /// Wall time from reset to the last guest's userspace, instructions not counted.
+    pub wall: Duration,
+}
 
-/// Boots the tiny guest that measures exits from within, on a CPU model of an emulator.
+/// Boots one, two and four Linux guests, each to userspace, on four cores.
+///
+/// Counting instructions, QEMU runs its cores in turn on one clock: that gives the work of all cores. How long it
+/// takes where cores run beside each other is wall time, and this machine's.
 ///
 /// # Errors
-/// It does not boot, or measures nothing.
-pub fn exit_costs(project: &Project, emulator: Emulator, cpu: &str) -> Result<Vec<Cost>> {
-    let rom = project.build("bench")?.join(format!("exit-cost-{}.rom", emulator.board()));
-    Recipe {
-        manifest: Some(project.path("scripts/xtask/bench/exit-cost.dts")),
-        files: vec![("guests/exit-cost".to_owned(), guests::tiny(project, "exit-cost")?)],
-        ..Recipe::example(emulator.board())
+/// One of them does not reach userspace.
+pub fn parallel_boots(project: &Project) -> Result<Vec<Parallel>> {
+    [1, 2, 4].into_iter().map(|guests| parallel_boot(project, guests)).collect()
+}
+
+fn parallel_boot(project: &Project, guests: usize) -> Result<Parallel> {
+    const CORES: u32 = 4;
+    const NODES: [&str; 4] = ["debian-1", "debian-2", "debian-3", "debian-4"];
+    let nodes: Vec<Guest> = NODES.into_iter().take(guests).map(linux).collect();
+    let rom = rom(project, Emulator::Qemu, &format!("linux-{guests}"), &nodes, &[])?;
+    let work = all_boot(&counting(rom.clone(), CORES), guests)?.0;
+    let wall = all_boot(&Spec { smp: CORES, ..Spec::new(rom) }, guests)?.1;
+    Ok(Parallel { guests, instructions: work, wall })
+}
+
+/// The highest of the guests' time-stamp counters at userspace, and the wall time from reset until all were there.
+fn all_boot(spec: &Spec, guests: usize) -> Result<(u64, Duration)> {
+    let start = Instant::now();
+    let mut machine = Machine::spawn(spec)?;
+    for _ in 0..guests {
+        machine.expect(USERSPACE, PATIENCE)?;
     }
-    .refresh(project, &rom)?;
-    let spec = Spec { smp: 1, icount: true, cpu: cpu.to_owned(), ..Spec::on(emulator, Firmware::Rom(rom)) };
-    let mut machine = Machine::spawn(&spec)?;
-    machine.expect("(PASS|FAIL) exit-cost", PATIENCE)?;
-    costs(&machine.transcript())
+    let wall = start.elapsed();
+    let counters = numbers::<1>(&machine.transcript(), USERSPACE)?;
+    let slowest = counters.into_iter().flatten().max();
+    Ok((slowest.ok_or_else(|| Error::failed("no guest tells its counter"))?, wall))
+}
+
+/// The processors that this machine has for an emulator's cores.
+#[must_use]
+pub fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The time of a milestone.
@@ -110,29 +118,7 @@ pub fn milestone(milestones: &[Milestone], name: &str) -> Option<u64> {
     milestones.iter().find(|(n, _)| *n == name).map(|(_, time)| *time)
 }
 
-/// Runs a machine that counts instructions until a line matches.
-fn until(firmware: Firmware, line: &str, memory: &str) -> Result<Machine> {
-    let spec = Spec { smp: 1, memory: memory.to_owned(), icount: true, ..Spec::new(firmware) };
-    let mut machine = Machine::spawn(&spec)?;
-    machine.expect(line, PATIENCE)?;
-    Ok(machine)
-}
-
-fn costs(transcript: &str) -> Result<Vec<Cost>> {
-    let regex = compile(r"exit-cost: (.+) (\d+) instructions \(least (\d+)\)")?;
-    let costs: Vec<Cost> = regex
-        .captures_iter(transcript)
-        .filter_map(|found| {
-            let number = |group| found.get(group)?.as_str().parse().ok();
-            Some(Cost { exit: found.get(1)?.as_str().to_owned(), average: number(2)?, least: number(3)? })
-        })
-        .collect();
-    if costs.is_empty() {
-        return Err(Error::failed(format!("the console shows no cost of any exit:\n{transcript}")));
-    }
-    Ok(costs)
-}
-
+/// The exits of a guest that ended, by reason.
 fn exits(transcript: &str) -> Result<Vec<(String, u64)>> {
     let found = compile(EXITS)?.captures(transcript).and_then(|found| found.get(1));
     let line = found.map_or("", |found| found.as_str()).trim();
@@ -147,10 +133,6 @@ fn exits(transcript: &str) -> Result<Vec<(String, u64)>> {
     exits.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     exits.push(("all".to_owned(), total.ok_or_else(|| Error::failed(format!("no exits in {line:?}")))?));
     Ok(exits)
-}
-
-fn compile(pattern: &str) -> Result<Regex> {
-    Regex::new(pattern).map_err(|e| Error::failed(e.to_string()))
 }
 
 /// The guest's time-stamp counter at userspace. Counting instructions, QEMU's runs at 1 GHz from reset.
@@ -182,25 +164,9 @@ fn step(transcript: &str, name: &str) -> Result<u64> {
     Ok(whole * 1_000_000 + thousandths * 1000)
 }
 
-fn number(transcript: &str, pattern: &str) -> Result<u64> {
-    compile(pattern)?
-        .captures(transcript)
-        .and_then(|found| found.get(1)?.as_str().parse().ok())
-        .ok_or_else(|| Error::failed(format!("the console shows no line like {pattern:?}:\n{transcript}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn costs_are_read_from_the_log() {
-        let console =
-            "[ 0.1] probe: exit-cost: port read, PIT 400 instructions (least 390)\r\nprobe: PASS exit-cost\n";
-        let found = costs(console).expect("costs");
-        assert_eq!(found, [Cost { exit: "port read, PIT".to_owned(), average: 400, least: 390 }]);
-        assert!(costs("PASS exit-cost").is_err());
-    }
 
     #[test]
     fn exits_are_sorted_by_how_many() {

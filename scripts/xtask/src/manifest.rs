@@ -1,6 +1,6 @@
-//! Manifests of the tests' own, as device-tree source.
+//! Manifests as device-tree source, for tests and figures.
 
-/// A guest node. What a test does not say is as in the example.
+/// A guest node. What nobody says is as in the example.
 #[derive(Debug, Clone, Copy)]
 pub struct Guest<'a> {
     /// The node's name.
