@@ -1,7 +1,7 @@
 //! What disks hold, whatever drives them.
 //!
 //! A [`BlockDevice`] takes requests and answers them later; drivers are ones, and so is everything here that
-//! stands on another: a partition is a window on its disk.
+//! stands on another: a partition is a window on its disk, and a disk image a disk in whatever it lies in.
 //!
 //! Nothing here touches hardware. What a disk holds is not trusted.
 #![cfg_attr(not(test), no_std)]
@@ -32,9 +32,11 @@ extern crate alloc;
 mod block;
 mod buffer;
 mod fields;
+mod lock;
 pub mod partitions;
 #[cfg(test)]
 mod testing;
+pub mod vhd;
 
 pub use block::{BlockDevice, BlockError, Geometry, Reply, read_bytes};
 pub use buffer::{Buffer, Memory, Piece};

@@ -48,6 +48,7 @@ pub const TEST_TOOLS: &[Tool] = &[
     tool("cpio", "cpio"),
     tool("iasl", "acpica-tools"),
     tool("sfdisk", "fdisk"),
+    tool("qemu-img", "qemu-utils"),
 ];
 
 /// Installs the packages of those programs that are missing; asks apt for nothing when none is.

@@ -1,0 +1,233 @@
+use super::*;
+use crate::testing::{RamDisk, wait};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::AtomicU32;
+
+const MIB: usize = 1 << 20;
+
+/// An image in a file, which qemu-img can work on.
+struct Image(PathBuf);
+
+static IMAGES: AtomicU32 = AtomicU32::new(0);
+
+impl Image {
+    /// An image of these bytes.
+    fn holding(bytes: &[u8]) -> Self {
+        let number = IMAGES.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("peerboot-vhd-{}-{number}", std::process::id()));
+        std::fs::write(&path, bytes).expect("an image file");
+        Self(path)
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        std::fs::read(&self.0).expect("the image")
+    }
+
+    /// Runs qemu-img with these arguments and this image as the last.
+    fn qemu_img(&self, arguments: &[&str]) {
+        let output = Command::new("qemu-img").args(arguments).arg(&self.0).output();
+        let output = output.unwrap_or_else(|e| panic!("qemu-img: {e}; it is in Debian's package qemu-utils"));
+        assert!(output.status.success(), "qemu-img: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Has qemu-img make `other` of this image.
+    fn convert(&self, arguments: &[&str], other: &Self) {
+        let here = self.0.to_string_lossy();
+        other.qemu_img(&[&["convert"], arguments, &[&here]].concat());
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn disk(bytes: Vec<u8>) -> Arc<RamDisk> {
+    Arc::new(RamDisk::new(512, bytes))
+}
+
+fn open(file: &Arc<RamDisk>, parent: Option<Parent>) -> Result<Vhd, VhdError> {
+    wait(Vhd::open(Arc::clone(file) as Arc<dyn BlockDevice>, parent))
+}
+
+fn read(disk: &dyn BlockDevice, at: u64, len: usize) -> Vec<u8> {
+    let buffer = Buffer::holding(&vec![0xee; len]);
+    wait(disk.read(at, buffer.clone())).unwrap();
+    buffer.to_vec()
+}
+
+fn write(disk: &dyn BlockDevice, at: u64, bytes: &[u8]) {
+    wait(disk.write(at, Buffer::holding(bytes))).unwrap();
+}
+
+fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|at| ((at + seed) * 7 % 251) as u8).collect()
+}
+
+/// Makes an empty image as qemu-img does, of 10 MiB or what it makes of that.
+fn create(subformat: &str) -> Vec<u8> {
+    let image = Image::holding(&[]);
+    image.qemu_img(&["create", "-q", "-f", "vpc", "-o", &format!("subformat={subformat},size=10M")]);
+    image.bytes()
+}
+
+/// What qemu-img reads in an image.
+fn raw(image: &[u8]) -> Vec<u8> {
+    let file = Image::holding(image);
+    let raw = Image::holding(&[]);
+    file.convert(&["-f", "vpc", "-O", "raw"], &raw);
+    raw.bytes()
+}
+
+#[test]
+fn qemu_reads_what_we_write() {
+    for subformat in ["fixed", "dynamic"] {
+        let mut bytes = create(subformat);
+        if subformat == "dynamic" {
+            // A partition that the image may grow in.
+            bytes.resize(16 * MIB, 0xdd);
+        }
+        let file = disk(bytes);
+        let vhd = open(&file, None).unwrap();
+        let mut expected = vec![0; vhd.geometry().size() as usize];
+        // Within a block, over the end of one, and to the end of all.
+        let tail = vhd.geometry().size() as usize - 1536;
+        for (at, len) in [(512, 1024), (2 * MIB - 512, 2048), (5 * MIB, 3 * MIB), (tail, 1536), (1024, 512)] {
+            let bytes = pattern(len, at);
+            write(&vhd, at as u64, &bytes);
+            expected[at..at + len].copy_from_slice(&bytes);
+        }
+        // Zeros where something was, and where nothing was: no block for these.
+        let needed = vhd.file_size();
+        for (at, len) in [(5 * MIB + 512, MIB), (2 * MIB + 4096, MIB)] {
+            wait(vhd.write_zeroes(at as u64, len as u64)).unwrap();
+            expected[at..at + len].fill(0);
+        }
+        assert_eq!(vhd.file_size(), needed);
+        assert_eq!(read(&vhd, 0, expected.len()), expected, "{subformat}");
+        let image = &file.bytes()[..vhd.file_size() as usize];
+        assert_eq!(raw(image), expected, "{subformat}");
+        // Opened again it is the same, from its own end or from a partition's.
+        for bytes in [image.to_vec(), file.bytes()] {
+            let again = disk(bytes);
+            assert_eq!(read(&open(&again, None).unwrap(), 0, expected.len()), expected, "{subformat}");
+        }
+    }
+}
+
+#[test]
+fn what_qemu_writes_is_read() {
+    let mut content = vec![0; 8 * MIB];
+    content[MIB..2 * MIB].copy_from_slice(&pattern(MIB, 3));
+    content[7 * MIB..7 * MIB + 512].fill(0x5a);
+    let raw = Image::holding(&content);
+    for subformat in ["fixed", "dynamic"] {
+        let image = Image::holding(&[]);
+        let option = format!("subformat={subformat},force_size=on");
+        raw.convert(&["-f", "raw", "-O", "vpc", "-o", &option], &image);
+        let file = disk(image.bytes());
+        let vhd = open(&file, None).unwrap();
+        assert_eq!(vhd.geometry().size(), content.len() as u64, "{subformat}");
+        assert_eq!(read(&vhd, 0, content.len()), content, "{subformat}");
+    }
+}
+
+#[test]
+fn an_image_without_room_keeps_what_it_has() {
+    let mut bytes = create("dynamic");
+    bytes.resize(bytes.len() + 2 * MIB + 512, 0);
+    let file = disk(bytes);
+    let vhd = open(&file, None).unwrap();
+    write(&vhd, 0, &[7; 512]);
+    let full = wait(vhd.write(4 << 20, Buffer::zeroed(512)));
+    assert!(matches!(full, Err(BlockError::OutOfRange { .. })), "{full:?}");
+    assert_eq!(read(&vhd, 0, 512), [7; 512]);
+    assert_eq!(read(&vhd, 4 << 20, 512), [0; 512]);
+    assert!(wait(vhd.read(vhd.geometry().size(), Buffer::zeroed(512))).is_err());
+}
+
+/// Turns an empty dynamic image into one that differs from the image with this identity.
+fn differing(parent: [u8; 16]) -> Vec<u8> {
+    let mut bytes = create("dynamic");
+    let len = bytes.len();
+    bytes[512 + 40..512 + 56].copy_from_slice(&parent);
+    let sum = header::sum(&bytes[512..1536], 36).to_be_bytes();
+    bytes[512 + 36..512 + 40].copy_from_slice(&sum);
+    for footer in [0, len - 512] {
+        bytes[footer + 63] = 4;
+        bytes[footer + 68..footer + 84].fill(0x77);
+        let sum = header::sum(&bytes[footer..footer + 512], 64).to_be_bytes();
+        bytes[footer + 64..footer + 68].copy_from_slice(&sum);
+    }
+    bytes.resize(16 * MIB, 0);
+    bytes
+}
+
+#[test]
+fn a_child_shows_its_parent_where_it_has_nothing_of_its_own() {
+    let parent_file = disk(create("fixed"));
+    let parent = Arc::new(open(&parent_file, None).unwrap());
+    let base = pattern(parent.geometry().size() as usize, 1);
+    write(&*parent, 0, &base);
+    let before = parent_file.bytes();
+    let named = Parent { id: parent.id(), disk: Arc::clone(&parent) as Arc<dyn BlockDevice> };
+
+    let file = disk(differing(parent.id()));
+    let child = open(&file, Some(named.clone())).unwrap();
+    assert_eq!(read(&child, 0, base.len()), base);
+    let mut expected = base;
+    for (at, len) in [(3 * 512, 512), (2 * MIB - 1024, 4096), (6 * MIB, 512 * 9)] {
+        let bytes = pattern(len, at + 100);
+        write(&child, at as u64, &bytes);
+        expected[at..at + len].copy_from_slice(&bytes);
+    }
+    assert_eq!(read(&child, 0, expected.len()), expected);
+    assert_eq!(parent_file.bytes(), before, "the parent stays as it was");
+    let again = disk(file.bytes());
+    assert_eq!(read(&open(&again, Some(named.clone())).unwrap(), 0, expected.len()), expected);
+
+    assert_eq!(open(&again, None).err(), Some(VhdError::NoParent));
+    let other = Parent { id: [1; 16], ..named };
+    assert_eq!(open(&again, Some(other)).err(), Some(VhdError::OtherParent));
+}
+
+#[test]
+fn every_damage_is_named() {
+    let good = create("dynamic");
+    let last = good.len() - 512;
+    let error = |changes: &[usize]| {
+        let mut bytes = good.clone();
+        changes.iter().for_each(|at| bytes[*at] ^= 0x40);
+        open(&disk(bytes), None).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    // One footer is enough.
+    assert_eq!(error(&[30]), "");
+    assert_eq!(error(&[last]), "");
+    assert!(error(&[30, last]).starts_with("the footer's checksum is 0x"));
+    assert_eq!(error(&[0, last]), "no VHD footer at the start nor at the end");
+    assert!(error(&[512 + 30]).starts_with("the header's checksum is 0x"));
+    assert!(error(&[512]).starts_with("the header's cookie is 0x23"));
+    // An entry of the block table that points into the headers.
+    assert!(error(&[1536, 1537, 1538, 1539]).contains("block's"), "{}", error(&[1536]));
+    let small = Arc::new(RamDisk::new(4096, vec![0; 4096]));
+    assert_eq!(open(&small, None).err(), Some(VhdError::BlockSize(4096)));
+}
+
+proptest::proptest! {
+    /// Whatever was damaged, opening and reading come to an end.
+    #[test]
+    fn a_mutated_image_never_panics(
+        changes in proptest::collection::vec((0_usize..2048, proptest::num::u8::ANY), 1..6),
+    ) {
+        thread_local!(static GOOD: Vec<u8> = create("dynamic"));
+        let mut bytes = GOOD.with(Clone::clone);
+        for (offset, value) in changes {
+            bytes[offset] = value;
+        }
+        if let Ok(vhd) = open(&disk(bytes), None) {
+            let _ = wait(vhd.read(0, Buffer::zeroed(4096)));
+        }
+    }
+}

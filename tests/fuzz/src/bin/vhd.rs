@@ -1,0 +1,90 @@
+//! A VHD image with any bytes, its checksums made right: what is written is read again, and nothing else changes.
+#![no_main]
+
+use std::future::ready;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use libfuzzer_sys::fuzz_target;
+use storage::vhd::Vhd;
+use storage::{BlockDevice, BlockError, Buffer, Geometry, Reply};
+
+/// A disk in memory.
+struct RamDisk(Mutex<Vec<u8>>);
+
+fn answer(result: Result<(), BlockError>) -> Reply<'static> {
+    Box::pin(ready(result))
+}
+
+impl BlockDevice for RamDisk {
+    fn geometry(&self) -> Geometry {
+        let blocks = self.0.lock().expect("one thread").len() as u64 / 512;
+        Geometry { block_size: 512, blocks, read_only: false, discards: false }
+    }
+
+    fn read(&self, at: u64, into: Buffer) -> Reply<'_> {
+        answer(self.geometry().check(at, into.len() as u64).map(|()| {
+            into.write(0, &self.0.lock().expect("one thread")[at as usize..][..into.len()]);
+        }))
+    }
+
+    fn write(&self, at: u64, from: Buffer) -> Reply<'_> {
+        answer(self.geometry().check(at, from.len() as u64).map(|()| {
+            from.read(0, &mut self.0.lock().expect("one thread")[at as usize..][..from.len()]);
+        }))
+    }
+
+    fn flush(&self) -> Reply<'_> {
+        answer(Ok(()))
+    }
+
+    fn discard(&self, _at: u64, _len: u64) -> Reply<'_> {
+        answer(Err(BlockError::Unsupported))
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> Reply<'_> {
+        self.write(at, Buffer::zeroed(len as usize))
+    }
+}
+
+/// What comes of a future that waits for nothing.
+fn at_once<T>(future: impl Future<Output = T>) -> T {
+    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("memory answers at once"),
+    }
+}
+
+/// Corrects the sum at `place` of the `len` bytes at `start`.
+fn correct(bytes: &mut [u8], start: usize, len: usize, place: usize) {
+    let Some(part) = bytes.get_mut(start..start + len) else { return };
+    part[place..place + 4].fill(0);
+    let sum = !part.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+    part[place..place + 4].copy_from_slice(&sum.to_be_bytes());
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut bytes = data.to_vec();
+    bytes.resize(128 << 10, 0);
+    correct(&mut bytes, 0, 512, 64);
+    correct(&mut bytes, 512, 1024, 36);
+    let file = Arc::new(RamDisk(Mutex::new(bytes)));
+    let Ok(vhd) = at_once(Vhd::open(file, None)) else { return };
+    let read = |at: u64| {
+        let sector = Buffer::zeroed(512);
+        at_once(vhd.read(at, sector.clone())).map(|()| sector.to_vec())
+    };
+    let sectors = vhd.geometry().blocks;
+    for (place, value) in data.chunks_exact(3).take(8).map(|op| (u16::from_le_bytes([op[0], op[1]]), op[2])) {
+        let at = u64::from(place).checked_rem(sectors).unwrap_or(0) * 512;
+        let neighbour = (at / 512 + 1).checked_rem(sectors).unwrap_or(0) * 512;
+        let before = read(neighbour);
+        if at_once(vhd.write(at, Buffer::holding(&[value; 512]))).is_err() {
+            continue;
+        }
+        assert_eq!(read(at), Ok(vec![value; 512]));
+        if neighbour != at {
+            assert_eq!(read(neighbour), before);
+        }
+    }
+});
