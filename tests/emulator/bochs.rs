@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use xtask::error::{Error, Result};
 use xtask::guests;
-use xtask::machine::{Emulator, Machine};
+use xtask::machine::{Emulator, Machine, Spec};
 use xtask::suite::{Case, Outcome};
 
 use crate::apps;
@@ -12,7 +12,8 @@ use crate::bad_input::{said, stays};
 use crate::boot_protocols;
 use crate::console::{PROMPT, USERSPACE, command};
 use crate::lab::{Lab, read};
-use crate::manifest::{Guest, manifest};
+use crate::manifest::{Guest, good, manifest};
+use crate::multiplexer::KEY;
 
 /// Wall time until Linux has booted: Bochs executes a hundred million instructions a second, or half of that where
 /// two tests share a core.
@@ -44,8 +45,11 @@ const OLD_MICROCODE: [&str; 2] = ["Speculative Return Stack Overflow", "RETBleed
 pub fn cases() -> Vec<Case<Lab>> {
     let mut cases = vec![Case::new("emulator/bochs/memory-files", files_in_memory)];
     for model in MODELS {
-        let linux = Case::new(format!("emulator/bochs/{model}/linux"), move |lab: &Lab| linux(lab, model));
-        cases.push(if model == LINUX { linux } else { linux.long() });
+        cases.push(if model == LINUX {
+            Case::new(format!("emulator/bochs/{model}/two-linux"), move |lab: &Lab| two_linux(lab, model))
+        } else {
+            Case::new(format!("emulator/bochs/{model}/linux"), move |lab: &Lab| linux(lab, model)).long()
+        });
         let services = move |lab: &Lab| boot_protocols::bios_services(lab, Emulator::Bochs, model);
         cases.push(Case::new(format!("emulator/bochs/{model}/bios-services"), services));
         let ipxe = Case::new(format!("emulator/bochs/{model}/ipxe"), move |lab: &Lab| {
@@ -75,15 +79,41 @@ fn linux(lab: &Lab, model: &str) -> Result<Outcome> {
     let mut machine = Machine::spawn(&spec)?;
     machine.expect(USERSPACE, BOOT)?;
     machine.expect(PROMPT, SOON)?;
-    let complaints = command(&mut machine, "dmesg -r | grep -E '^<[0-4]>|unchecked'", SOON)?;
-    let known = |line: &String| OLD_MICROCODE.iter().any(|word| line.contains(word));
-    let complaints: Vec<String> = complaints.into_iter().filter(|line| !known(line)).collect();
-    if !complaints.is_empty() {
-        return Err(Error::failed(format!("the kernel complains:\n{}", complaints.join("\n"))));
-    }
+    is_content(&mut machine)?;
     machine.send("poweroff\n")?;
     machine.expect("all guests are off", SOON)?;
     machine.wait_exit(SOON).map(|_| Outcome::Passed)
+}
+
+/// Two of them at once, from the same files, on one core: both reach their shells, and one goes on without the other.
+fn two_linux(lab: &Lab, model: &str) -> Result<Outcome> {
+    let guests = [Guest { node: "one", ..good() }, Guest { node: "two", ..good() }];
+    let variant = lab.unfilled(Emulator::Bochs, "bochs-two-linux", &manifest(&guests))?;
+    let mut machine = Machine::spawn(&Spec { cpu: model.to_owned(), ..variant.spec() })?;
+    let first = machine.expect(&format!("^(one|two): {USERSPACE}"), 2 * BOOT)?;
+    let second = if first.starts_with("one") { "two" } else { "one" };
+    machine.expect(&format!("^{second}: {USERSPACE}"), 2 * BOOT)?;
+    for (number, name) in [(1, "one"), (2, "two")] {
+        machine.send(&format!("{KEY}{number}"))?;
+        machine.expect(&format!("^-- {name} "), SOON)?;
+        machine.expect(PROMPT, SOON)?;
+        is_content(&mut machine)?;
+        machine.send("poweroff\n")?;
+        machine.expect(&format!(r"\] {name}: powered off$"), SOON)?;
+    }
+    machine.expect("all guests are off", SOON)?;
+    machine.wait_exit(SOON).map(|_| Outcome::Passed)
+}
+
+/// The kernel in the foreground has nothing to say against its machine.
+fn is_content(machine: &mut Machine) -> Result<()> {
+    let complaints = command(machine, "dmesg -r | grep -E '^<[0-4]>|unchecked'", SOON)?;
+    let known = |line: &String| OLD_MICROCODE.iter().any(|word| line.contains(word));
+    let complaints: Vec<String> = complaints.into_iter().filter(|line| !known(line)).collect();
+    if complaints.is_empty() {
+        return Ok(());
+    }
+    Err(Error::failed(format!("the kernel complains:\n{}", complaints.join("\n"))))
 }
 
 /// A CPU without what guests need is refused in a sentence, and the payload stays at its console.
