@@ -21,6 +21,8 @@ pub struct Wanted {
     pub config: GuestConfig,
     /// Whether its console is shown.
     pub shown: bool,
+    /// Whether it starts with the machine.
+    pub starts: bool,
 }
 
 /// Why there is no manifest to read guests from.
@@ -69,8 +71,7 @@ impl From<CbfsError> for FileError {
     }
 }
 
-/// The guests that start with the machine, in the manifest's order. What is wrong with one is logged and costs
-/// only that one.
+/// The guests in the manifest's order. What is wrong with one is logged and costs only that one.
 pub fn wanted(cbfs: &Cbfs<'static>, frames: &'static FrameAllocator) -> Result<Vec<Wanted>, NoManifest> {
     let file = cbfs.find(manifest::FILE_NAME).map_err(NoManifest::File)?;
     let blob = file.contents(MANIFEST_LIMIT).map_err(NoManifest::File)?;
@@ -78,8 +79,7 @@ pub fn wanted(cbfs: &Cbfs<'static>, frames: &'static FrameAllocator) -> Result<V
     manifest.warnings.iter().for_each(|warning| warn!("{warning}"));
     let files = Files::new(cbfs, frames, &manifest);
     let guests = manifest.guests.into_iter().filter_map(|guest| match guest {
-        Ok(guest) if guest.autostart => resolve(&guest, &files),
-        Ok(_) => None,
+        Ok(guest) => resolve(&guest, &files),
         Err(error) => {
             error!("manifest: {error}");
             None
@@ -186,7 +186,7 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
         on_reboot: action(guest.on_reboot),
         on_poweroff: action(guest.on_poweroff),
     };
-    Some(Wanted { config, shown: guest.console == Console::Uart })
+    Some(Wanted { config, shown: guest.console == Console::Uart, starts: guest.autostart })
 }
 
 fn protocol(method: Method) -> BootProtocol {

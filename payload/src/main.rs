@@ -118,13 +118,18 @@ fn add_guests(monitor: &'static Monitor, core: &Core, cbfs: &Cbfs<'static>, fram
         Err(error) => return error!("{error}"),
     };
     let mut to_be_seen = Vec::new();
-    for Wanted { config, shown } in wanted {
+    for Wanted { config, shown, starts } in wanted {
         let name = config.name.clone();
         let (memory, cpus) = (config.memory >> 20, config.vcpus);
         let terminal = GuestTerminal::new(&name, shown);
         let number = terminal.number();
-        match monitor.add(core, config, Arc::new(terminal)) {
-            Ok(()) => {
+        let guest = monitor.add(config, Arc::new(terminal));
+        if !starts {
+            info!("{name}: {memory} MiB, {cpus} CPU(s), off until it is started");
+            continue;
+        }
+        match monitor.start(guest, core) {
+            Ok(_) => {
                 info!("{name}: {memory} MiB, {cpus} CPU(s), ready");
                 to_be_seen.extend(shown.then_some(number));
             }

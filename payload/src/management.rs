@@ -142,10 +142,11 @@ impl<'a> Management<'a> {
         self.guests.hear_terminals();
     }
 
-    /// Whether there are guests, and each switched itself off.
+    /// Whether there were guests, and each switched itself off. One that was never started counts for nothing.
     pub fn all_are_off(&self) -> bool {
         let guests = self.guests.list();
-        !guests.is_empty() && guests.iter().all(|guest| guest.last_end == Some(End::PowerOff))
+        let mut lived = guests.iter().filter(|guest| guest.lives > 0).peekable();
+        lived.peek().is_some() && lived.all(|guest| guest.last_end == Some(End::PowerOff))
     }
 
     /// When [`Self::enforce`] next has something to do.
@@ -443,6 +444,8 @@ pub mod tests {
         management.enforce(at(1));
         assert_eq!((guests.take_requests(), management.deadline()), (vec![], None));
         assert!(management.is_idle() && management.all_are_off());
+        guests.change(|guest| (guest.lives, guest.last_end) = (0, None));
+        assert!(!management.all_are_off(), "no guest was ever on");
     }
 
     #[test]

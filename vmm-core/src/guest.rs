@@ -259,7 +259,15 @@ pub struct Guest {
     board_deadline: AtomicU64,
     ended: AtomicBool,
     end: Mutex<Option<End>>,
-    reported: Mutex<BTreeSet<Unknown>>,
+    reported: Mutex<Reported>,
+}
+
+/// What the log was told of accesses to what is not there.
+#[derive(Default)]
+struct Reported {
+    logged: BTreeSet<Unknown>,
+    /// How many accesses it was not told of: repeated ones, and those past the most that are logged.
+    left_out: u64,
 }
 
 /// Something a guest touched that is not there: logged once each.
@@ -277,8 +285,8 @@ pub(crate) enum Unknown {
 
 /// Guest memory comes in pieces of at least this many bytes, so that nested pages of that size fit.
 const PIECE: u64 = 2 << 20;
-/// How many different unknown things are logged for one guest.
-const REPORTED_AT_MOST: usize = 64;
+/// How many different unknown things are logged for one life of a guest.
+const REPORTED_AT_MOST: usize = 24;
 
 impl Guest {
     /// A new life: memory, devices, images, and virtual CPUs ready for the boot protocol's entry.
@@ -333,7 +341,7 @@ impl Guest {
             board_deadline: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             end: Mutex::new(None),
-            reported: Mutex::new(BTreeSet::new()),
+            reported: Mutex::new(Reported::default()),
         });
         let cpuid_config = CpuidConfig {
             features: *features,
@@ -491,16 +499,16 @@ impl Guest {
     /// Notes an access to something that is not there: in the log, once each and not without end.
     pub(crate) fn report(&self, unknown: Unknown, message: fmt::Arguments<'_>) {
         let mut reported = self.reported.lock();
-        if reported.len() < REPORTED_AT_MOST && reported.insert(unknown) {
+        if reported.logged.len() < REPORTED_AT_MOST && reported.logged.insert(unknown) {
             self.host.log(Detail::Expert, &self.config.name, message);
-            if reported.len() == REPORTED_AT_MOST {
-                self.host.log(
-                    Detail::Expert,
-                    &self.config.name,
-                    format_args!("further such accesses are not logged"),
-                );
-            }
+        } else {
+            reported.left_out = reported.left_out.saturating_add(1);
         }
+    }
+
+    /// How many accesses to what is not there the log was not told of.
+    pub(crate) fn reports_left_out(&self) -> u64 {
+        self.reported.lock().left_out
     }
 }
 

@@ -114,8 +114,18 @@ impl Housework {
     /// Whether there is something to do now; whoever asks does it.
     fn take(&self, now: Instant) -> bool {
         // A plain load first: nearly always there is nothing, and a swap would cost the cache line.
-        let waits = self.waits.load(Ordering::Relaxed) && self.waits.swap(false, Ordering::Acquire);
-        waits || self.restart.load(Ordering::Relaxed) <= now.as_nanos()
+        let waits = self.waits() && self.waits.swap(false, Ordering::Acquire);
+        waits || self.restarts_by(now)
+    }
+
+    /// Whether anything waits but restarts.
+    fn waits(&self) -> bool {
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    /// Whether a restart is due at `now`.
+    fn restarts_by(&self, now: Instant) -> bool {
+        self.restart.load(Ordering::Relaxed) <= now.as_nanos()
     }
 }
 
@@ -151,13 +161,8 @@ impl Monitor {
         Self { host, shared: Mutex::new(shared), housework: Housework::new() }
     }
 
-    /// Builds a guest and has it run.
-    pub fn add(
-        &'static self,
-        core: &Core,
-        config: GuestConfig,
-        terminal: Arc<dyn Terminal>,
-    ) -> Result<(), BuildError> {
+    /// Takes a guest in, which is off until [`Self::start`] or its user starts it. Gives its number.
+    pub fn add(&self, config: GuestConfig, terminal: Arc<dyn Terminal>) -> usize {
         let (mut shared, now) = (self.shared.lock(), self.host.now());
         // Guests and owners are admitted together, and so have the same numbers.
         let cores = shared.scheduler.admit(config.share, config.vcpus as usize, now);
@@ -172,8 +177,7 @@ impl Monitor {
         };
         let number = shared.places.len();
         shared.places.push(Place { config, terminal, refused, cycle: Lifecycle::new(now), life: None });
-        drop(shared);
-        self.start(number, core).map(drop)
+        number
     }
 
     /// Every guest, in the manifest's order.
@@ -278,13 +282,16 @@ impl Monitor {
                     Left::Interrupted => {
                         // What was typed reaches its guest at once.
                         let stays = attend();
+                        if !stays || self.is_to_build(number) {
+                            break Left::Interrupted;
+                        }
                         self.keep_house(core, number);
                         let mut shared = self.shared.lock();
                         let gives_way = shared.scheduler.gives_way(number, self.host.now());
                         let helper = shared.scheduler.helper(number);
                         drop(shared);
                         self.call(helper);
-                        if !stays || gives_way {
+                        if gives_way {
                             break Left::Interrupted;
                         }
                     }
@@ -304,6 +311,7 @@ impl Monitor {
         let now = self.host.now();
         let (guest, index) = (Arc::clone(vcpu.guest()), vcpu.index() as usize);
         let ended = left == Left::Ended || guest.has_ended();
+        let busy = self.is_to_build(self.host.core());
         let mut shared = self.shared.lock();
         // What came while the virtual CPU was on its way out has no one to wake but this.
         let halted = left == Left::Halted && !guest.apics.is_kicked(index);
@@ -320,6 +328,12 @@ impl Monitor {
         }
         if !ended {
             shared.keep(task, vcpu);
+            // Another core may go on with it meanwhile.
+            let other = if busy && !halted { shared.scheduler.core_for(task, now) } else { None };
+            drop(shared);
+            if let Some(other) = other.filter(|other| *other != self.host.core()) {
+                self.host.interrupt_core(other);
+            }
             return;
         }
         shared.scheduler.remove(task);
@@ -346,11 +360,16 @@ impl Monitor {
         drop(shared);
         // The memory goes back before anybody may start the next life. Another core may be about to let go of its
         // last virtual CPU, or of the guest it handed a byte to.
+        let left_out = guest.reports_left_out();
         let mut guest = guest;
         while !Arc::get_mut(&mut guest).is_some_and(Guest::owns_memory) {
             core::hint::spin_loop();
         }
         drop(guest);
+        if left_out > 0 {
+            let message = format_args!("{left_out} accesses to what is not there were not logged");
+            self.host.log(Detail::Expert, &name, message);
+        }
         self.host.log(Detail::Everyone, &name, format_args!("{end}"));
         self.host.log(Detail::Everyone, &name, format_args!("exits: {exits}"));
         let (mut shared, now) = (self.shared.lock(), self.host.now());
@@ -367,18 +386,19 @@ impl Monitor {
     }
 
     fn restart(&'static self, number: usize, core: &Core) {
-        let Some(name) = self.shared.lock().places.get(number).map(|place| place.config.name.clone()) else {
-            return;
-        };
+        let place = self.shared.lock().places.get(number).map(|place| {
+            (place.config.name.clone(), if place.cycle.lives() == 0 { "starts" } else { "starts again" })
+        });
+        let Some((name, starts)) = place else { return };
         match self.start(number, core) {
-            Ok(true) => self.host.log(Detail::Everyone, &name, format_args!("starts again")),
+            Ok(true) => self.host.log(Detail::Everyone, &name, format_args!("{starts}")),
             Ok(false) => {}
             Err(error) => self.host.log(Detail::Everyone, &name, format_args!("cannot start: {error}")),
         }
     }
 
     /// Gives a guest a life; false where it has one, or another core is at that.
-    fn start(&'static self, number: usize, core: &Core) -> Result<bool, BuildError> {
+    pub fn start(&'static self, number: usize, core: &Core) -> Result<bool, BuildError> {
         let mut shared = self.shared.lock();
         let Some(place) = shared.places.get_mut(number) else { return Ok(false) };
         if let Some(refusal) = place.refused {
@@ -389,7 +409,9 @@ impl Monitor {
         }
         let (config, terminal) = (place.config.clone(), Arc::clone(&place.terminal));
         self.housework.set_restarts(shared.restarts());
+        let heirs = shared.scheduler.hand_over(self.host.core());
         drop(shared);
+        heirs.into_iter().for_each(|heir| self.host.interrupt_core(heir));
         // Long work, for which nobody else has to wait. What is asked of the guest meanwhile waits for it.
         let built = Guest::build(&config, core, self.host, terminal, (number, self));
         let now = self.host.now();
@@ -425,6 +447,13 @@ impl Monitor {
         // What was typed before, and asked meanwhile, waits for it.
         self.call_boot_core();
         Ok(true)
+    }
+
+    /// Whether the boot core is about to build or end guests: long work, for which no virtual CPU should wait.
+    fn is_to_build(&self, number: usize) -> bool {
+        number == 0
+            && (self.housework.restarts_by(self.host.now())
+                || self.housework.waits() && !self.shared.lock().requests.is_empty())
     }
 
     /// The boot core's duties: what was typed, what users asked for, restarts that are due. No reference to a
@@ -468,17 +497,26 @@ impl Monitor {
         shared.places.iter().position(|place| place.cycle.restart_at().is_some_and(|at| at <= now))
     }
 
+    /// Has a guest stay off that was to start again.
+    fn forget_restart(&self, number: usize) {
+        let mut shared = self.shared.lock();
+        let Some(place) = shared.places.get_mut(number) else { return };
+        let name = place.cycle.restart_at().map(|_| place.config.name.clone());
+        place.cycle.forget_restart();
+        self.housework.set_restarts(shared.restarts());
+        drop(shared);
+        if let Some(name) = name {
+            self.host.log(Detail::Everyone, &name, format_args!("{}", End::Stopped));
+        }
+    }
+
     fn follow(&'static self, number: usize, request: Request, core: &Core) {
         match (request, self.living(number)) {
             (Request::Start | Request::Reset, None) => self.restart(number, core),
             (Request::PowerButton, Some(guest)) => guest.press_power_button(),
             (Request::Stop, Some(guest)) => guest.end(End::Stopped),
             (Request::Reset, Some(guest)) => guest.end(End::Restarted),
-            (Request::Stop | Request::PowerButton, None) => {
-                let mut shared = self.shared.lock();
-                shared.places.get_mut(number).into_iter().for_each(|place| place.cycle.forget_restart());
-                self.housework.set_restarts(shared.restarts());
-            }
+            (Request::Stop | Request::PowerButton, None) => self.forget_restart(number),
             (Request::Start, Some(_)) => {}
         }
     }

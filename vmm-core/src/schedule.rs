@@ -306,6 +306,26 @@ impl Scheduler {
         earlier(slice, cap)
     }
 
+    /// Makes other cores the home of the blocked tasks whose home is `core`, where they may run elsewhere: this
+    /// one is going to be busy. Gives those cores, which have to look at their deadlines.
+    pub fn hand_over(&mut self, core: usize) -> Vec<usize> {
+        let mut heirs = Vec::new();
+        for id in 0..self.tasks.len() {
+            let heir = self.tasks.get(id).and_then(Option::as_ref).and_then(|task| {
+                let sleeps = matches!(task.state, State::Blocked { deadline: Some(_) });
+                let mut others = (core.saturating_add(1)..self.cores).chain(0..core);
+                others.find(|other| sleeps && task.home == core && self.allows(task, *other))
+            });
+            if let (Some(task), Some(heir)) = (self.task(id), heir) {
+                task.home = heir;
+                if !heirs.contains(&heir) {
+                    heirs.push(heir);
+                }
+            }
+        }
+        heirs
+    }
+
     /// When a task whose home is `core` becomes ready by itself: because it has slept or its owner has rested long
     /// enough.
     pub fn next_deadline(&self, core: usize) -> Option<Instant> {
@@ -619,6 +639,21 @@ mod tests {
         assert_eq!(scheduler.slice_end(0), None, "so no timer is set");
         assert_eq!(scheduler.wake(sleeper, 0, at(2 * MS)), Some(0));
         assert!(scheduler.slice_end(0).is_some());
+    }
+
+    #[test]
+    fn a_busy_core_leaves_waking_to_those_that_may_run_the_task() {
+        let mut scheduler = Scheduler::new(3);
+        let pinned = add(&mut scheduler, on(&[0]));
+        let choosy = add(&mut scheduler, on(&[0, 2]));
+        for id in [pinned, choosy] {
+            assert_eq!(scheduler.pick(0, at(0)).unwrap().task, id);
+            scheduler.block(id, at(0), Some(at(MS)));
+        }
+        assert_eq!(scheduler.hand_over(0), [2]);
+        assert_eq!(scheduler.next_deadline(2), Some(at(MS)));
+        assert_eq!(scheduler.pick(2, at(MS)).unwrap().task, choosy);
+        assert_eq!(scheduler.pick(0, at(MS)).unwrap().task, pinned);
     }
 
     #[test]

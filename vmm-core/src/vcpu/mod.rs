@@ -138,6 +138,10 @@ impl Vcpu {
     /// Runs the guest on the core it is attached to. The host's timer ends that at `slice_end` at the latest.
     pub fn run(&mut self, slice_end: Option<Instant>) -> Left {
         let host = self.guest.host();
+        if self.guest.has_ended() {
+            // This core itself ended it since the last exit, so no interrupt comes for that.
+            return Left::Ended;
+        }
         self.find_deadline();
         self.arm(slice_end);
         loop {
