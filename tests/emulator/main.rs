@@ -14,6 +14,7 @@ mod cores;
 mod figures;
 mod five_guests;
 mod guest_suite;
+mod hostile;
 mod lifecycle;
 mod other_guests;
 mod quiet;
@@ -83,6 +84,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/idle", time::idle_guest_halts_the_host).alone(),
     ];
     cases.extend(bochs::cases());
+    cases.extend(hostile::cases());
     cases.extend(guest_suite::cases(selection));
     cases
 }

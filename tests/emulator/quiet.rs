@@ -30,25 +30,28 @@ pub fn dmesg_is_as_on_bare_hardware(lab: &Lab) -> Result<Outcome> {
 
 /// Each complaint in the kernel's log, without its numbers and with them.
 fn complaints(spec: &Spec) -> Result<Vec<(String, String)>> {
-    let regex = |text: &str| Regex::new(text).map_err(|e| Error::failed(e.to_string()));
-    let entry = regex(r"<(\d+)>\[ *[\d.]+\] (.*)")?;
-    let (complaint, numbers) = (regex(COMPLAINTS)?, regex(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|\d+")?);
-
+    let numbers =
+        Regex::new(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|\d+").map_err(|e| Error::failed(e.to_string()))?;
     let mut machine = Machine::spawn(spec)?;
     wait_for_shell(&mut machine)?;
-    let lines = command(&mut machine, "dmesg -r", ANSWER)?;
-    let found: Vec<(String, String)> = lines
-        .iter()
-        .filter_map(|line| {
-            let parts = entry.captures(line)?;
-            let (level, text) = (parts.get(1)?.as_str().parse::<u32>().ok()?, parts.get(2)?.as_str());
-            // The facility stands above the three bits of the level.
-            let speaks = level & 7 <= 4 || complaint.is_match(text);
-            speaks.then(|| (numbers.replace_all(text, "#").into_owned(), text.to_owned()))
-        })
-        .collect();
+    let complaints = complaints_of(&mut machine)?.into_iter();
+    Ok(complaints.map(|text| (numbers.replace_all(&text, "#").into_owned(), text)).collect())
+}
+
+/// Each complaint in the log of the kernel whose shell we type at, without its time.
+pub fn complaints_of(machine: &mut Machine) -> Result<Vec<String>> {
+    let regex = |text: &str| Regex::new(text).map_err(|e| Error::failed(e.to_string()));
+    let (entry, complaint) = (regex(r"<(\d+)>\[ *[\d.]+\] (.*)")?, regex(COMPLAINTS)?);
+    let lines = command(machine, "dmesg -r", ANSWER)?;
     if lines.len() < 100 {
         return Err(Error::failed(format!("dmesg has only {} lines:\n{}", lines.len(), lines.join("\n"))));
     }
-    Ok(found)
+    let found = lines.iter().filter_map(|line| {
+        let parts = entry.captures(line)?;
+        let (level, text) = (parts.get(1)?.as_str().parse::<u32>().ok()?, parts.get(2)?.as_str());
+        // The facility stands above the three bits of the level.
+        let speaks = level & 7 <= 4 || complaint.is_match(text);
+        speaks.then(|| text.to_owned())
+    });
+    Ok(found.collect())
 }

@@ -128,10 +128,22 @@ pub fn tiny(project: &Project, name: &str) -> Result<PathBuf> {
 /// # Errors
 /// There is no compiler, or it finds fault.
 pub fn tiny_all(project: &Project) -> Result<Vec<(String, PathBuf)>> {
+    stripped(project, "test-guests", tiny_names(project)?)
+}
+
+/// Builds the guests of tests/guests/hostile in the same way: the one that attacks, and the one that would notice.
+///
+/// # Errors
+/// There is no compiler, or it finds fault.
+pub fn hostile(project: &Project) -> Result<Vec<(String, PathBuf)>> {
+    stripped(project, "hostile-guests", ["hostile", "steady"].map(str::to_owned).into())
+}
+
+fn stripped(project: &Project, package: &str, names: Vec<String>) -> Result<Vec<(String, PathBuf)>> {
     let _turn = project.turn()?;
     let toolchain = Toolchain::freestanding(project)?;
     let mut cargo = toolchain.cargo_freestanding(project, "build");
-    command::output(cargo.args(["--quiet", "--release", "-p", "test-guests", "--bins"]))?;
+    command::output(cargo.args(["--quiet", "--release", "-p", package, "--bins"]))?;
     let (built, dir) = (toolchain.target_dir().join(TARGET).join("release"), project.build("guests/tiny")?);
     let strip = |name: String| {
         let file = dir.join(&name);
@@ -141,7 +153,7 @@ pub fn tiny_all(project: &Project) -> Result<Vec<(String, PathBuf)>> {
         fs::rename(&fresh, &file).map_err(|e| Error::file("rename", &fresh, &e))?;
         Ok((name, file))
     };
-    tiny_names(project)?.into_iter().map(strip).collect()
+    names.into_iter().map(strip).collect()
 }
 
 /// Builds one of the test guests in real mode, a file for Linux's 16-bit boot protocol.

@@ -19,6 +19,8 @@ pub struct Guest<'a> {
     pub boot: &'a str,
     /// Whether the debug port's output is logged.
     pub debug_port: bool,
+    /// Whether it starts with the machine.
+    pub autostart: bool,
     /// Further properties and nodes, in source.
     pub properties: &'a str,
 }
@@ -35,6 +37,7 @@ impl<'a> Guest<'a> {
             bootargs: "console=ttyS0",
             boot: "linux",
             debug_port: false,
+            autostart: true,
             properties: "",
         }
     }
@@ -50,7 +53,7 @@ pub const fn good() -> Guest<'static> {
     Guest { memory: "<0x0 0x40000>", ramdisk: Some("cbfs:guests/debian/initramfs"), ..Guest::new("good") }
 }
 
-/// A manifest of these guests, all of them started with the machine.
+/// A manifest of these guests.
 pub fn manifest(guests: &[Guest]) -> String {
     let nodes: String = guests.iter().map(node).collect();
     format!("/dts-v1/;\n/ {{\n\tcompatible = \"peerboot,manifest-v1\";\n\tchosen {{\n{nodes}\t}};\n}};\n")
@@ -62,7 +65,7 @@ fn node(guest: &Guest) -> String {
     };
     format!(
         "\t\t{} {{\n\t\t\tcompatible = \"peerboot,guest\";\n\t\t\tmemory = {};\n\
-         {}{}{}{}{}{}\t\t\tautostart;\n\t\t\t{}\n\t\t}};\n",
+         {}{}{}{}{}{}{}\t\t\t{}\n\t\t}};\n",
         guest.node,
         guest.memory,
         string("boot", Some(guest.boot)),
@@ -71,6 +74,7 @@ fn node(guest: &Guest) -> String {
         string("ramdisk", guest.ramdisk),
         string("bootargs", Some(guest.bootargs)),
         if guest.debug_port { "\t\t\tdebug-port;\n" } else { "" },
+        if guest.autostart { "\t\t\tautostart;\n" } else { "" },
         guest.properties,
     )
 }
