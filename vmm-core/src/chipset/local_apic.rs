@@ -98,6 +98,9 @@ const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
 const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
 const ILLEGAL_REGISTER: u32 = 1 << 7;
 
+/// Whether a CPU that this build knows takes local APICs on loan: VT-x does.
+const LENT: bool = cfg!(feature = "vt-x");
+
 /// Vectors below belong to exceptions.
 const FIRST_VECTOR: u8 = 16;
 
@@ -340,6 +343,9 @@ impl LocalApic {
     /// Lends the registers to the CPU that runs the guest: which is how it is to go about it, or `None` where it is
     /// to leave this local APIC alone.
     pub fn lend(&mut self) -> Option<ApicLoan> {
+        if !LENT {
+            return None;
+        }
         let access = match self.mmio_base() {
             _ if !self.is_software_enabled() => return None,
             Some(APIC_BASE) => ApicAccess::Memory,
@@ -367,7 +373,7 @@ impl LocalApic {
 
     /// Takes them back, unless that is done, or a reset has made them void. Says whether they were lent.
     pub fn take_back(&mut self) -> bool {
-        if !core::mem::take(&mut self.lent) {
+        if !LENT || !core::mem::take(&mut self.lent) {
             return false;
         }
         let Some(page) = &self.page else { return false };
@@ -414,6 +420,9 @@ impl LocalApic {
 
     /// The guest wrote the register at `offset`, where the CPU left the value in the page.
     pub fn complete_write(&mut self, offset: u32, now: Instant) -> ApicEffect {
+        if !LENT {
+            return ApicEffect::None;
+        }
         self.take_back();
         let value = self.page.as_ref().map_or(0, |page| u64::from(page.read(offset)));
         if self.is_x2apic() {
