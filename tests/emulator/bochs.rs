@@ -61,6 +61,9 @@ pub fn cases() -> Vec<Case<Lab>> {
         });
         cases.push(if model == LINUX { app } else { app.long() });
     }
+    // Not on its AMD-V, where nothing but an interrupt ends a guest's stay: see docs/testing.md.
+    let stubborn = |lab: &Lab| stubborn_guest(lab, LINUX);
+    cases.push(Case::new(format!("emulator/bochs/{LINUX}/stubborn-guest"), stubborn));
     for (name, register, words) in FEATURE_CONTROL {
         let decided = move |lab: &Lab| feature_control(lab, name, register, words);
         cases.push(Case::new(format!("emulator/bochs/{LINUX}/vt-x-{name}"), decided));
@@ -136,6 +139,20 @@ fn feature_control(lab: &Lab, name: &str, value: u64, words: &str) -> Result<Out
     let mut machine = variant.boot()?;
     machine.expect(words, SOON)?;
     if words == LOCKED_OFF { stays(&mut machine) } else { Ok(Outcome::Passed) }
+}
+
+/// A guest that spins with interrupts off on the only core shares it with another.
+fn stubborn_guest(lab: &Lab, model: &str) -> Result<Outcome> {
+    let guests = ["stubborn", "hello"].map(|name| (name, format!("cbfs:guests/{name}")));
+    let source = manifest(&guests.each_ref().map(|(name, kernel)| Guest::tiny(name, kernel)));
+    let variant = lab.unfilled(Emulator::Bochs, &format!("stubborn-{model}"), &source)?;
+    for (name, _) in &guests {
+        variant.cbfs.add(&format!("guests/{name}"), &guests::tiny(lab.project(), name)?)?;
+    }
+    let mut machine = Machine::spawn(&Spec { cpu: model.to_owned(), ..variant.spec() })?;
+    machine.expect("stubborn: spinning", SOON)?;
+    machine.expect("PASS hello", SOON)?;
+    Ok(Outcome::Passed)
 }
 
 /// A guest starts from a file in RAM; those whose files lie where no file can be do not, and each says why.

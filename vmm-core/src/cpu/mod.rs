@@ -121,6 +121,14 @@ pub trait VirtualCpu: CpuView + Send {
     fn xcr0(&self) -> u64;
     /// Sets XCR0; the value has been checked.
     fn set_xcr0(&mut self, value: u64);
+    /// Whether the CPU has a timer of its own that ends the guest's stay, beside the host's interrupt.
+    fn has_preemption_timer(&self) -> bool {
+        false
+    }
+    /// Has that timer end the guest's stay with [`Exit::HostInterrupt`] after so many ticks of the TSC in the guest.
+    fn set_preemption_timer(&mut self, ticks: u64) {
+        let _ = ticks;
+    }
     /// What is added to the host's time-stamp counter for this guest.
     fn set_tsc_offset(&mut self, offset: u64);
 }

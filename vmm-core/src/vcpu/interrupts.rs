@@ -6,6 +6,9 @@ use crate::cpu::{CpuState, Event, rflags};
 use crate::guest::End;
 use crate::time::{Instant, earlier};
 
+/// How long a guest may go without an exit where the CPU can end that by itself, in nanoseconds.
+const LONGEST_STAY: u64 = 100_000_000;
+
 impl Vcpu {
     /// Whether anything changed that could make an interrupt deliverable.
     pub(super) fn needs_attention(&mut self) -> bool {
@@ -169,6 +172,12 @@ impl Vcpu {
 
     /// Has the host interrupt the guest when something is due or the slice ends.
     pub(super) fn arm(&mut self, slice_end: Option<Instant>) {
-        self.guest.host().arm_timer(earlier(self.deadline, slice_end));
+        let (host, deadline) = (self.guest.host(), earlier(self.deadline, slice_end));
+        host.arm_timer(deadline);
+        if self.cpu.has_preemption_timer() {
+            let now = host.now();
+            let nanos = deadline.map_or(u64::MAX, |deadline| deadline.nanos_since(now)).min(LONGEST_STAY);
+            self.cpu.set_preemption_timer(nanos.saturating_mul(host.tsc_khz()) / 1_000_000);
+        }
     }
 }

@@ -8,6 +8,7 @@ const IA32_VMX_PINBASED_CTLS: u32 = 0x481;
 const IA32_VMX_PROCBASED_CTLS: u32 = 0x482;
 const IA32_VMX_EXIT_CTLS: u32 = 0x483;
 const IA32_VMX_ENTRY_CTLS: u32 = 0x484;
+const IA32_VMX_MISC: u32 = 0x485;
 const IA32_VMX_CR0_FIXED0: u32 = 0x486;
 const IA32_VMX_CR0_FIXED1: u32 = 0x487;
 const IA32_VMX_CR4_FIXED0: u32 = 0x488;
@@ -91,6 +92,8 @@ pub struct Capabilities {
     pub cr4: Fixed,
     /// IA32_VMX_EPT_VPID_CAP.
     pub ept_vpid: u64,
+    /// IA32_VMX_MISC.
+    pub misc: u64,
 }
 
 impl Capabilities {
@@ -123,12 +126,18 @@ impl Capabilities {
             cr0: Fixed { ones: msr(IA32_VMX_CR0_FIXED0), possible: msr(IA32_VMX_CR0_FIXED1) },
             cr4: Fixed { ones: msr(IA32_VMX_CR4_FIXED0), possible: msr(IA32_VMX_CR4_FIXED1) },
             ept_vpid,
+            misc: msr(IA32_VMX_MISC),
         }
     }
 
     /// What a VMCS and the VMXON region begin with.
     pub const fn revision(&self) -> u32 {
         self.basic as u32 & 0x7fff_ffff
+    }
+
+    /// The preemption timer counts once when this bit of the TSC changes (SDM A.6).
+    pub const fn preemption_timer_shift(&self) -> u32 {
+        self.misc as u32 & 0x1f
     }
 
     const fn ept_vpid_bit(&self, bit: u32) -> bool {

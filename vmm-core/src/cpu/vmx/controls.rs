@@ -8,6 +8,7 @@ pub mod pin {
     pub const EXTERNAL_INTERRUPT_EXITING: u32 = 1 << 0;
     pub const NMI_EXITING: u32 = 1 << 3;
     pub const VIRTUAL_NMIS: u32 = 1 << 5;
+    pub const PREEMPTION_TIMER: u32 = 1 << 6;
 }
 
 /// Primary processor-based VM-execution controls (SDM table 25-6).
@@ -50,6 +51,7 @@ pub mod exit {
     pub const HOST_ADDRESS_SPACE_SIZE: u32 = 1 << 9;
     pub const LOAD_PAT: u32 = 1 << 19;
     pub const LOAD_EFER: u32 = 1 << 21;
+    pub const SAVE_PREEMPTION_TIMER: u32 = 1 << 22;
 }
 
 /// VM-entry controls (SDM table 25-15).
@@ -154,12 +156,23 @@ impl Controls {
                 (primary::CR8_STORE_EXITING, "CR8-store exiting"),
             ]
         };
+        // One that starts anew at every entry would be of no use.
+        let has_timer = capabilities.pin.possible & pin::PREEMPTION_TIMER != 0
+            && capabilities.exit.possible & exit::SAVE_PREEMPTION_TIMER != 0;
+        let (timer, saved_timer): (&[_], &[_]) = if has_timer {
+            (
+                &[(pin::PREEMPTION_TIMER, "preemption timer")],
+                &[(exit::SAVE_PREEMPTION_TIMER, "saving of the preemption timer")],
+            )
+        } else {
+            (&[], &[])
+        };
         Ok(Self {
             lends_apics: tpr_shadow && secondary.possible & LOCAL_APIC == LOCAL_APIC,
-            pin: capabilities.pin.with(PIN)?,
+            pin: capabilities.pin.with(PIN)? | capabilities.pin.with(timer)?,
             primary: primary.with(PRIMARY)? | primary.with(task_priority)?,
             secondary: secondary_bits & secondary.possible | secondary.required,
-            exit: capabilities.exit.with(EXIT)?,
+            exit: capabilities.exit.with(EXIT)? | capabilities.exit.with(saved_timer)?,
             entry: capabilities.entry.with(ENTRY)?,
         })
     }
@@ -172,6 +185,11 @@ impl Controls {
                 Some(ApicAccess::Memory) => LENT | secondary::VIRTUALIZE_APIC_ACCESSES,
                 Some(ApicAccess::Msrs) => LENT | secondary::VIRTUALIZE_X2APIC_MODE,
             }
+    }
+
+    /// Whether the guest's stay ends when the preemption timer says so.
+    pub const fn preemption_timer(&self) -> bool {
+        self.pin & pin::PREEMPTION_TIMER != 0
     }
 
     /// Whether CR8 lives in the virtual-APIC page.
@@ -269,6 +287,18 @@ mod tests {
         let mut no_invvpid = generous();
         no_invvpid.ept_vpid &= !(1 << 32);
         assert!(!Controls::choose(&no_invvpid).unwrap().vpid());
+    }
+
+    #[test]
+    fn the_preemption_timer_is_used_where_exits_save_it() {
+        assert!(Controls::choose(&generous()).unwrap().preemption_timer());
+        let mut not_saved = generous();
+        not_saved.exit.possible &= !exit::SAVE_PREEMPTION_TIMER;
+        assert!(!Controls::choose(&not_saved).unwrap().preemption_timer());
+        let mut none = generous();
+        none.pin.possible &= !pin::PREEMPTION_TIMER;
+        let controls = Controls::choose(&none).unwrap();
+        assert!(!controls.preemption_timer() && controls.exit & exit::SAVE_PREEMPTION_TIMER == 0);
     }
 
     #[test]

@@ -152,6 +152,7 @@ impl fmt::Display for Core {
             (controls.vpid(), "VPID"),
             (controls.tpr_shadow(), "TPR shadow"),
             (controls.lends_apics, "APIC-register and x2APIC virtualization, virtual-interrupt delivery"),
+            (controls.preemption_timer(), "preemption timer"),
             (controls.pause_loop_exiting(), "PAUSE-loop exiting"),
             (features.ibpb, "IBPB"),
             (hygiene.flush_l1d, "L1D flush"),

@@ -392,8 +392,11 @@ impl Vcpu {
             reason::APIC_ACCESS if self.injection.is_none() => Exit::Memory(apic_access(qualification())),
             reason::HLT => Exit::Halt,
             reason::PAUSE => Exit::Pause,
-            // An INIT waits until VMX operation ends: nothing to do about it, and no harm.
-            reason::EXTERNAL_INTERRUPT | reason::INIT_SIGNAL => Exit::HostInterrupt,
+            // An INIT waits until VMX operation ends: nothing to do about it, and no harm. The host's own timer is due
+            // when the CPU's is, or something keeps its interrupt away.
+            reason::EXTERNAL_INTERRUPT | reason::INIT_SIGNAL | reason::PREEMPTION_TIMER => {
+                Exit::HostInterrupt
+            }
             reason::EXCEPTION_OR_NMI => return self.exception(qualification()),
             reason::INTERRUPT_WINDOW | reason::NMI_WINDOW | reason::TPR_BELOW_THRESHOLD => {
                 (self.waiting_class, self.nmi_waits, self.controls_change) = (None, false, true);
@@ -908,6 +911,17 @@ impl VirtualCpu for Vcpu {
 
     fn set_task_priority_class(&mut self, class: u8) {
         self.virtual_apic.write(ApicPage::TPR, u32::from(class & 0xf) << 4);
+    }
+
+    fn has_preemption_timer(&self) -> bool {
+        self.shared.controls.preemption_timer()
+    }
+
+    fn set_preemption_timer(&mut self, ticks: u64) {
+        let count = ticks.wrapping_shr(self.shared.capabilities.preemption_timer_shift()).saturating_add(1);
+        if let Some(current) = &mut self.current {
+            current.write(field::PREEMPTION_TIMER, count.min(u64::from(u32::MAX)));
+        }
     }
 
     fn apic_page(&self) -> Option<Arc<ApicPage>> {

@@ -85,6 +85,7 @@ pub mod field {
     pub const GUEST_INTERRUPTIBILITY: Field = Field(0x4824);
     pub const GUEST_ACTIVITY: Field = Field(0x4826);
     pub const GUEST_SYSENTER_CS: Field = Field(0x482a);
+    pub const PREEMPTION_TIMER: Field = Field(0x482e);
     pub const HOST_SYSENTER_CS: Field = Field(0x4c00);
 
     pub const CR0_MASK: Field = Field(0x6000);
