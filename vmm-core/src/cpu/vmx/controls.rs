@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn what_must_be_one_is_and_what_we_want_too() {
         let controls = Controls::choose(&generous()).unwrap();
-        assert_eq!(controls.pin, 0x16 | 0b10_1001);
+        assert_eq!(controls.pin, 0x16 | 0b110_1001);
         assert_eq!(controls.primary & 0x0400_6172, 0x0400_6172);
         assert!(controls.tpr_shadow() && controls.vpid() && controls.rdtscp());
         assert_eq!(controls.primary & (primary::CR8_LOAD_EXITING | primary::CR8_STORE_EXITING), 0);
