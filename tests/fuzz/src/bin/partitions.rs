@@ -1,41 +1,14 @@
 //! Partition tables on an arbitrary disk.
 #![no_main]
 
-use std::future::{Future, ready};
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::sync::Mutex;
 
 use crc::{CRC_32_ISO_HDLC, Crc};
+use disk::{BLOCK, RamDisk, at_once};
 use storage::partitions::PartitionTable;
-use storage::{BlockDevice, BlockError, Buffer, Geometry, Reply};
 
-const BLOCK: usize = 512;
-
-/// A disk that can be read.
-struct Disk(Vec<u8>);
-
-impl BlockDevice for Disk {
-    fn geometry(&self) -> Geometry {
-        let blocks = (self.0.len() / BLOCK) as u64;
-        Geometry { block_size: BLOCK as u32, blocks, read_only: true, discards: false }
-    }
-    fn read(&self, at: u64, into: Buffer) -> Reply<'_> {
-        let checked = self.geometry().check(at, into.len() as u64);
-        Box::pin(ready(checked.map(|()| into.write(0, &self.0[at as usize..][..into.len()]))))
-    }
-    fn write(&self, _at: u64, _from: Buffer) -> Reply<'_> {
-        Box::pin(ready(Err(BlockError::ReadOnly)))
-    }
-    fn flush(&self) -> Reply<'_> {
-        Box::pin(ready(Ok(())))
-    }
-    fn discard(&self, _at: u64, _len: u64) -> Reply<'_> {
-        Box::pin(ready(Err(BlockError::ReadOnly)))
-    }
-    fn write_zeroes(&self, _at: u64, _len: u64) -> Reply<'_> {
-        Box::pin(ready(Err(BlockError::ReadOnly)))
-    }
-}
+#[path = "../disk.rs"]
+mod disk;
 
 /// Makes the checksums of the GPT at `header` fit, or what lies behind them would never be looked at.
 fn sign(disk: &mut [u8], header: usize) -> Option<()> {
@@ -59,12 +32,7 @@ libfuzzer_sys::fuzz_target!(|data: (bool, Vec<u8>)| {
         sign(&mut disk, BLOCK);
     }
     let size = (disk.len() / BLOCK * BLOCK) as u64;
-    let disk = Disk(disk);
-    let mut table = pin!(PartitionTable::read(&disk));
-    // This disk answers at once.
-    let Poll::Ready(table) = table.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
-        panic!("a disk that answers at once is waited for");
-    };
+    let table = at_once(PartitionTable::read(&RamDisk(Mutex::new(disk))));
     if let Ok(table) = table {
         assert!(table.partitions.iter().all(|partition| partition.start + partition.len <= size));
         table.problems.iter().for_each(|problem| drop(problem.to_string()));

@@ -1,59 +1,15 @@
 //! A VHD image with any bytes, its checksums made right: what is written is read again, and nothing else changes.
 #![no_main]
 
-use std::future::ready;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
 
+use disk::{RamDisk, at_once};
 use libfuzzer_sys::fuzz_target;
 use storage::vhd::Vhd;
-use storage::{BlockDevice, BlockError, Buffer, Geometry, Reply};
+use storage::{BlockDevice, Buffer};
 
-/// A disk in memory.
-struct RamDisk(Mutex<Vec<u8>>);
-
-fn answer(result: Result<(), BlockError>) -> Reply<'static> {
-    Box::pin(ready(result))
-}
-
-impl BlockDevice for RamDisk {
-    fn geometry(&self) -> Geometry {
-        let blocks = self.0.lock().expect("one thread").len() as u64 / 512;
-        Geometry { block_size: 512, blocks, read_only: false, discards: false }
-    }
-
-    fn read(&self, at: u64, into: Buffer) -> Reply<'_> {
-        answer(self.geometry().check(at, into.len() as u64).map(|()| {
-            into.write(0, &self.0.lock().expect("one thread")[at as usize..][..into.len()]);
-        }))
-    }
-
-    fn write(&self, at: u64, from: Buffer) -> Reply<'_> {
-        answer(self.geometry().check(at, from.len() as u64).map(|()| {
-            from.read(0, &mut self.0.lock().expect("one thread")[at as usize..][..from.len()]);
-        }))
-    }
-
-    fn flush(&self) -> Reply<'_> {
-        answer(Ok(()))
-    }
-
-    fn discard(&self, _at: u64, _len: u64) -> Reply<'_> {
-        answer(Err(BlockError::Unsupported))
-    }
-
-    fn write_zeroes(&self, at: u64, len: u64) -> Reply<'_> {
-        self.write(at, Buffer::zeroed(len as usize))
-    }
-}
-
-/// What comes of a future that waits for nothing.
-fn at_once<T>(future: impl Future<Output = T>) -> T {
-    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => value,
-        Poll::Pending => panic!("memory answers at once"),
-    }
-}
+#[path = "../disk.rs"]
+mod disk;
 
 /// Corrects the sum at `place` of the `len` bytes at `start`.
 fn correct(bytes: &mut [u8], start: usize, len: usize, place: usize) {
