@@ -30,6 +30,16 @@ pub enum Part {
     Zstd,
     /// The management prompt; the keys that switch consoles stay
     Prompt,
+    /// The host's devices on PCI, found and kept quiet; every disk needs it
+    Pci,
+    /// Disks behind virtio-blk
+    VirtioBlk,
+    /// NVMe disks
+    Nvme,
+    /// SATA disks behind AHCI
+    Ahci,
+    /// ATA disks behind PIIX and ICH
+    Ata,
 }
 
 /// What makes code small at some cost in speed, beside the profile: blocks stand as they were written, loops count as
@@ -39,8 +49,19 @@ const SMALL_FLAGS: &str = "\"-Cllvm-args=-inline-threshold=30\", \"-Cllvm-args=-
                            \"-Cllvm-args=-disable-early-taildup\"";
 
 /// What is left out where flash is smallest: what stays starts Linux on AMD's processors.
-pub const LEFT_OUT_OF_SMALL: [Part; 6] =
-    [Part::VtX, Part::Linux16, Part::Pvh, Part::Multiboot, Part::Hermit, Part::Prompt];
+pub const LEFT_OUT_OF_SMALL: [Part; 11] = [
+    Part::VtX,
+    Part::Linux16,
+    Part::Pvh,
+    Part::Multiboot,
+    Part::Hermit,
+    Part::Prompt,
+    Part::Pci,
+    Part::VirtioBlk,
+    Part::Nvme,
+    Part::Ahci,
+    Part::Ata,
+];
 
 impl Part {
     fn feature(self) -> String {

@@ -1,0 +1,39 @@
+//! The host's devices: PCI, and what drives the disks on it.
+//!
+//! A [`Driver`] is what found a controller and brought it up; its [`Disk`]s are `storage`'s block devices. What
+//! drivers need of the machine is [`platform::Platform`]; they touch no register and no memory but through it, so
+//! that tests put a fake device below them.
+//!
+//! A device is not trusted: no value that it gives may make this code panic.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+extern crate alloc;
+
+pub mod dma;
+mod driver;
+pub mod platform;
+pub mod reply;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use driver::{Disk, Driver, Error};
