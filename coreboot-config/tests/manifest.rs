@@ -6,7 +6,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-use coreboot_config::manifest::{Action, Console, Manifest, Method, Source};
+use coreboot_config::manifest::{
+    Action, Boot, Cache, Console, DiskBoot, Format, GuestConfig, Manifest, Method, Model, Source,
+};
 
 /// The blob that dtc makes of the source, and what dtc had to say.
 fn compile(source: &str) -> (Vec<u8>, String) {
@@ -56,29 +58,40 @@ fn the_references_example_means_what_it_says() {
     let manifest = Manifest::parse(&blob).unwrap();
     assert_eq!(manifest.warnings, []);
     let guests: Vec<_> = manifest.guests.into_iter().map(Result::unwrap).collect();
-    let [web, probe] = guests.as_slice() else { panic!("{guests:?}") };
+    let [web, probe, system] = guests.as_slice() else { panic!("{guests:?}") };
 
     assert_eq!((web.name.as_str(), web.node.as_str()), ("web", "/chosen/guest-1"));
     assert_eq!((web.memory, web.cpus, web.weight), (6 << 30, 2, 512));
     assert_eq!((web.cpu_affinity.as_slice(), web.dedicated_cpus, web.cap), (&[2, 3][..], true, Some(150)));
-    assert_eq!(web.boot.method, Method::Linux(None));
-    assert_eq!(web.boot.bootargs, "console=ttyS0");
-    assert_eq!(web.boot.kernel.to_string(), "cbfs:guests/web/vmlinuz");
+    let files = |guest: &GuestConfig| match guest.boot.clone() {
+        Boot::Files(files) => files,
+        boot => panic!("{boot:?}"),
+    };
+    assert_eq!(files(web).method, Method::Linux(None));
+    assert_eq!(files(web).bootargs, "console=ttyS0");
+    assert_eq!(files(web).kernel.to_string(), "cbfs:guests/web/vmlinuz");
     assert_eq!(
         (web.on_crash, web.on_reboot, web.on_poweroff),
         (Action::Restart, Action::Restart, Action::Stop)
     );
     assert_eq!((web.console, web.autostart, web.debug_port), (Console::Uart, true, false));
     assert!(web.watchdog && !probe.watchdog);
-    assert_eq!((web.disks[0].name.as_str(), web.disks[0].read_only), ("tools", true));
+    let [data, tools] = web.disks.as_slice() else { panic!("{:?}", web.disks) };
+    assert_eq!((tools.name.as_str(), tools.read_only), ("tools", true));
+    assert_eq!(data.source.to_string(), "disk:WD-1234/part:label/guests/file:/web.qcow2");
+    assert_eq!((data.format, data.cache, data.model), (Format::Qcow2, Cache::WriteThrough, Model::Nvme));
+    assert_eq!(data.base.as_ref().map(|base| base.source.to_string()).as_deref(), Some("disk:nvme0/part:3"));
     assert_eq!(web.networks[0].switch, "lan");
     assert_eq!(web.networks[0].mac_address, Some([2, 0, 0, 0, 0, 1]));
 
     assert_eq!((probe.name.as_str(), probe.memory), ("probe", 16 << 20));
-    assert_eq!(probe.boot.method, Method::Multiboot2);
-    assert_eq!(probe.boot.modules[0].source.to_string(), "cbfs:guests/rules");
-    assert_eq!(probe.boot.modules[0].bootargs, "strict");
+    assert_eq!(files(probe).method, Method::Multiboot2);
+    assert_eq!(files(probe).modules[0].source.to_string(), "cbfs:guests/rules");
+    assert_eq!(files(probe).modules[0].bootargs, "strict");
     assert_eq!((probe.console, probe.debug_port), (Console::None, true));
+    let from_disk = DiskBoot { entry: None, bootargs: "console=ttyS0".into() };
+    assert_eq!(system.boot, Boot::Disk(from_disk));
+    assert!(system.disks[0].snapshot);
 
     let mut properties = 0;
     for line in
@@ -88,7 +101,7 @@ fn the_references_example_means_what_it_says() {
         assert!(reference.contains(&format!("| `{property}` |")), "{property} is not in the reference");
         properties += 1;
     }
-    assert_eq!(properties, 34);
+    assert_eq!(properties, 48);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use alloc::borrow::Cow;
 use alloc::vec::Vec;
 use core::fmt;
 use coreboot_config::cbfs::{Cbfs, CbfsError, Compression};
-use coreboot_config::manifest::{self, Console, Entry, Manifest, ManifestError, Method, Source};
+use coreboot_config::manifest::{self, Boot, Console, Entry, Manifest, ManifestError, Method, Source};
 use vmm_core::boot::linux::LinuxEntry;
 use vmm_core::boot::{BootProtocol, MultibootVersion};
 use vmm_core::guest::{Action, GuestConfig, Image, Module};
@@ -101,12 +101,12 @@ impl<'a> Files<'a> {
     fn new(cbfs: &'a Cbfs<'static>, frames: &'static FrameAllocator, manifest: &Manifest) -> Self {
         let mut claims = Claims::new(frames);
         let ranges =
-            manifest.guests.iter().flatten().flat_map(|guest| guest.boot.files()).filter_map(|source| {
-                match source {
+            manifest.guests.iter().flatten().flat_map(|guest| guest.files()).filter_map(
+                |source| match source {
                     Source::Memory { address, size } => Some(Range::with_len(*address, *size)),
                     Source::Cbfs(_) => None,
-                }
-            });
+                },
+            );
         let placed = ranges.map(|range| (range, claims.bytes(range))).collect();
         Self { cbfs, frames, placed }
     }
@@ -144,7 +144,13 @@ impl<'a> Files<'a> {
 
 /// Finds a guest's files; says which one is wrong and how.
 fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
-    let boot = &guest.boot;
+    let boot = match &guest.boot {
+        Boot::Files(files) => files,
+        Boot::Disk(_) => {
+            error!("{}: this version starts no guest from its disks", guest.name);
+            return None;
+        }
+    };
     let image = |source: &Source| {
         files.load(source).map_err(|error| error!("{}: {source}: {error}", guest.name)).ok()
     };

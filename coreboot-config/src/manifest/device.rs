@@ -4,24 +4,12 @@ use alloc::{string::String, vec::Vec};
 
 use super::{
     boot::MODULE,
+    disk::{self, Disk},
     error::{Result, Warning},
     node::Node,
-    source::Source,
 };
 
-const DISK: &str = "peerboot,disk";
 const NETWORK: &str = "peerboot,network";
-
-/// A disk of a guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disk {
-    /// The node's name.
-    pub name: String,
-    /// What is on it.
-    pub source: Source,
-    /// Whether the guest may only read it.
-    pub read_only: bool,
-}
 
 /// A network interface of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,9 +27,9 @@ pub(super) fn read(guest: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<
     let mut disks = Vec::new();
     let mut networks = Vec::new();
     for node in guest.children() {
-        if node.is_compatible(DISK) {
-            node.warn_of_unknown_properties(&["compatible", "source", "read-only"], warnings);
-            disks.push(disk(&node)?);
+        if disk::is_one(&node) {
+            node.warn_of_unknown_properties(&disk::PROPERTIES, warnings);
+            disks.push(disk::read(&node)?);
         } else if node.is_compatible(NETWORK) {
             node.warn_of_unknown_properties(&["compatible", "switch", "mac-address"], warnings);
             networks.push(network(&node)?);
@@ -50,16 +38,6 @@ pub(super) fn read(guest: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<
         }
     }
     Ok((disks, networks))
-}
-
-fn disk(node: &Node<'_, '_>) -> Result<Disk> {
-    let source = node.needed_source("source")?;
-    let read_only = node.flag("read-only")?;
-    // The ROM is not written while guests run.
-    if matches!(source, Source::Cbfs(_)) && !read_only {
-        return Err(node.wrong("read-only", "it, as a file in the ROM can only be read"));
-    }
-    Ok(Disk { name: node.name().into(), source, read_only })
 }
 
 fn network(node: &Node<'_, '_>) -> Result<Network> {

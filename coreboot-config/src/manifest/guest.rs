@@ -4,9 +4,11 @@ use alloc::{boxed::Box, string::String, vec::Vec};
 
 use super::{
     boot::{self, Boot},
-    device::{self, Disk, Network},
+    device::{self, Network},
+    disk::{self, Disk, DiskSource},
     error::{GuestError, Result, Warning},
     node::Node,
+    source::Source,
 };
 
 /// What makes a node in `/chosen` a guest.
@@ -89,6 +91,17 @@ pub struct GuestConfig {
     pub watchdog: bool,
 }
 
+impl GuestConfig {
+    /// Every file beside disks that the guest needs: to start, and on its own disks.
+    pub fn files(&self) -> impl Iterator<Item = &Source> {
+        let on_disks = disk::sources(&self.disks).filter_map(|source| match source {
+            DiskSource::File(file) => Some(file),
+            DiskSource::Disk(_) => None,
+        });
+        self.boot.files().chain(on_disks)
+    }
+}
+
 /// What a guest has for a console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Console {
@@ -123,7 +136,7 @@ pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<G
         weight: weight(node)?,
         cap: node.number("cap", 1..=MAX_CAP)?,
         dedicated_cpus: node.flag("dedicated-cpus")?,
-        boot: boot::read(node, warnings)?,
+        boot: boot::read(node, disks.len(), warnings)?,
         disks,
         networks,
         console: node

@@ -6,14 +6,16 @@
 mod blob;
 mod boot;
 mod device;
+mod disk;
 mod error;
 mod guest;
 mod node;
 mod source;
 
 pub use blob::{BlobError, BlobFault, MAX_BLOB_LEN};
-pub use boot::{Boot, Entry, Method, Module};
-pub use device::{Disk, Network};
+pub use boot::{Boot, DiskBoot, Entry, Files, Method, Module};
+pub use device::Network;
+pub use disk::{Base, Cache, Disk, DiskPlace, DiskSource, Format, MAX_SERIAL_LEN, Model, PartitionName};
 pub use error::{GuestError, ManifestError, Warning};
 pub use guest::{Action, Console, DEFAULT_WEIGHT, GuestConfig, MAX_CAP, MAX_CPUS, MIN_MEMORY};
 pub use source::Source;

@@ -120,13 +120,13 @@ fn a_plain_guest_gets_the_defaults() {
         weight: DEFAULT_WEIGHT,
         cap: None,
         dedicated_cpus: false,
-        boot: Boot {
+        boot: Boot::Files(Files {
             method: Method::Linux(None),
             kernel: Source::Cbfs("guests/vmlinuz".into()),
             ramdisk: None,
             modules: vec![],
             bootargs: String::new(),
-        },
+        }),
         disks: vec![],
         networks: vec![],
         console: Console::Uart,
@@ -141,9 +141,78 @@ fn a_plain_guest_gets_the_defaults() {
     assert_eq!(manifest.warnings, []);
 }
 
+/// The files of a sound guest.
+fn files(guest: Tree) -> Files {
+    match parse([guest]).guests[0].clone().unwrap().boot {
+        Boot::Files(files) => files,
+        boot => panic!("{boot:?}"),
+    }
+}
+
+fn disk(name: &str, source: &str) -> Tree {
+    Tree::new(name).text("source", source)
+}
+
+#[test]
+fn a_guest_may_start_from_its_disks() {
+    let guest = |guest: Tree| guest.without("kernel").text("boot", "disk").child(disk("disk0", "disk:nvme0"));
+    let boot = |tree: Tree| parse([guest(tree)]).guests[0].clone().unwrap().boot;
+    let plain = self::guest("g");
+    let expected = |entry: Option<&str>, bootargs: &str| {
+        Boot::Disk(DiskBoot { entry: entry.map(Into::into), bootargs: bootargs.into() })
+    };
+    assert_eq!(boot(plain.clone()), expected(None, ""));
+    let chosen = plain.clone().text("entry", "debian-6.1").text("bootargs", "quiet");
+    assert_eq!(boot(chosen), expected(Some("debian-6.1"), "quiet"));
+    assert_eq!(
+        error(guest(plain.clone()).text("ramdisk", "cbfs:r")),
+        "manifest: node /chosen/g, property ramdisk: found \"cbfs:r\", expected none with boot = \"disk\", which \
+         finds it on the guest's disks"
+    );
+    assert!(error(guest(plain.clone()).text("entry", "")).ends_with("expected an entry's name"));
+    assert!(error(guest(plain.clone()).child(module("m"))).contains("expected one that has nodes"));
+    assert_eq!(
+        error(plain.without("kernel").text("boot", "disk")),
+        "manifest: node /chosen/g, property boot: found \"disk\", expected another where the guest has no disk"
+    );
+}
+
+#[test]
+fn a_plain_disk_gets_the_defaults() {
+    let manifest = parse([guest("g")
+        .child(disk("disk0", "disk:nvme0/part:2"))
+        .child(disk("root", "disk:a/file:/b").text("compatible", "peerboot,disk").text("model", "nvme"))]);
+    let disks = &manifest.guests[0].as_ref().unwrap().disks;
+    let partition = Some(PartitionName::Number(2));
+    let expected = Disk {
+        name: "disk0".into(),
+        source: DiskSource::Disk(DiskPlace { disk: "nvme0".into(), partition, file: None }),
+        format: Format::Raw,
+        base: None,
+        read_only: false,
+        snapshot: false,
+        cache: Cache::WriteBack,
+        serial: None,
+        model: Model::Virtio,
+    };
+    let place = DiskPlace { disk: "a".into(), partition: None, file: Some("/b".into()) };
+    let second =
+        Disk { name: "root".into(), source: DiskSource::Disk(place), model: Model::Nvme, ..expected.clone() };
+    assert_eq!(*disks, [expected, second]);
+    assert_eq!(manifest.warnings, []);
+}
+
+#[test]
+fn files_on_disks_are_among_those_that_a_guest_needs() {
+    let image = disk("disk0", "disk:nvme0").text("format", "qcow2").text("base", "memory:0x1000+0x200");
+    let config = parse([guest("g").child(image).child(disk("disk1", "cbfs:tools").with("snapshot", []))]);
+    let files: Vec<_> = config.guests[0].as_ref().unwrap().files().map(ToString::to_string).collect();
+    assert_eq!(files, ["cbfs:guests/vmlinuz", "memory:0x1000+0x200", "cbfs:tools"]);
+}
+
 #[test]
 fn an_entry_is_for_linux_alone() {
-    let method = |guest: Tree| parse([guest]).guests[0].clone().unwrap().boot.method;
+    let method = |guest: Tree| files(guest).method;
     for (text, entry) in [("16-bit", Entry::Bits16), ("32-bit", Entry::Bits32), ("64-bit", Entry::Bits64)] {
         assert_eq!(method(guest("a").text("entry", text)), Method::Linux(Some(entry)));
     }
@@ -157,7 +226,8 @@ fn an_entry_is_for_linux_alone() {
     );
     assert_eq!(
         error(guest("a").text("boot", "pvh").text("entry", "32-bit")),
-        "manifest: node /chosen/a, property entry: found \"32-bit\", expected it only with boot = \"linux\""
+        "manifest: node /chosen/a, property entry: found \"32-bit\", expected it only with boot = \"linux\" or \
+         \"disk\""
     );
 }
 
@@ -174,7 +244,7 @@ fn modules_are_child_nodes() {
     let boot = &manifest.guests[0].as_ref().unwrap().boot;
     let modules = [("one", "first one"), ("two", "")];
     assert_eq!(
-        boot.modules,
+        files(nodes("multiboot2")).modules,
         modules
             .map(|(name, bootargs)| Module { source: Source::Cbfs(name.into()), bootargs: bootargs.into() })
     );
@@ -287,6 +357,36 @@ fn errors_in_devices_name_the_device() {
         disk(Tree::new("root").text("source", "cbfs:image"))
             .starts_with("manifest: node /chosen/g/root, property read-only: found nothing")
     );
+    let on_nvme = || Tree::new("root").text("source", "disk:nvme0");
+    for (node, expected) in [
+        (
+            Tree::new("root").text("source", "nvme0"),
+            "source: found \"nvme0\", expected \"disk:\" and a disk's",
+        ),
+        (Tree::new("root").text("source", "memory:0x1000+0x200"), "read-only: found nothing, expected it or"),
+        (
+            on_nvme().text("format", "vmdk"),
+            "format: found \"vmdk\", expected one of \"raw\", \"qcow2\", \"vhd\"",
+        ),
+        (on_nvme().with("read-only", []).with("snapshot", []), "snapshot: found a property without a value"),
+        (
+            on_nvme().text("cache", "none"),
+            "cache: found \"none\", expected one of \"write-back\", \"write-th",
+        ),
+        (on_nvme().text("model", "ide"), "model: found \"ide\", expected one of \"virtio\", \"nvme\""),
+        (on_nvme().text("serial", "a b"), "serial: found \"a b\", expected 1 to 20 letters"),
+        (on_nvme().text("serial", &"9".repeat(21)), "expected 1 to 20 letters"),
+        (
+            on_nvme().text("base", "disk:a"),
+            "base: found \"disk:a\", expected it only with format = \"qcow2\"",
+        ),
+        (on_nvme().text("base", "b").text("format", "vhd"), "base: found \"b\", expected \"disk:\" and a"),
+        (on_nvme().text("base-format", "raw"), "base-format: found \"raw\", expected it only beside base"),
+    ] {
+        let error = disk(node);
+        assert!(error.starts_with("manifest: node /chosen/g/root, property "), "{error}");
+        assert!(error.contains(expected), "{error}\nshould say\n{expected}");
+    }
     let network = |node: Tree| error(guest("g").child(node.text("compatible", "peerboot,network")));
     assert!(network(Tree::new("lan")).contains("/chosen/g/lan, property switch: found nothing"));
     for address in [&[2, 0, 0, 0, 1][..], &[1, 2, 3, 4, 5, 6], &[0; 6]] {
@@ -405,18 +505,60 @@ fn properties_behind_child_nodes_are_refused() {
     );
 }
 
+/// A disk without a name.
+fn any_disk() -> impl Strategy<Value = (Tree, Disk)> {
+    let partition = prop_oneof![
+        (1..=u32::MAX).prop_map(PartitionName::Number),
+        "[ -.0-~]{1,36}".prop_map(PartitionName::Label),
+        "[0-9a-f-]{1,36}".prop_map(PartitionName::Uuid),
+    ];
+    let file = proptest::option::of("/[a-z.]{1,8}(/[a-z ]{1,8}){0,3}");
+    let place = ("[A-Za-z0-9 .:_-]{1,20}", proptest::option::of(partition), file)
+        .prop_map(|(disk, partition, file)| DiskSource::Disk(DiskPlace { disk, partition, file }));
+    let source = prop_oneof![place, Just(DiskSource::File(Source::Cbfs("d".into())))];
+    let format =
+        prop_oneof![Just(("raw", Format::Raw)), Just(("qcow2", Format::Qcow2)), Just(("vhd", Format::Vhd)),];
+    let serial = proptest::option::of("[A-Za-z0-9._-]{1,20}");
+    (source, format, serial, any::<[bool; 4]>()).prop_map(
+        |(source, (word, format), serial, [read_only, snapshot, through, nvme])| {
+            let is_file = matches!(source, DiskSource::File(_));
+            let read_only = (read_only || is_file) && !snapshot;
+            let mut tree =
+                Tree::new("").text("compatible", "peerboot,disk").text("source", &source.to_string());
+            let mut base = None;
+            if format != Format::Raw {
+                tree = tree.text("format", word).text("base", &source.to_string()).text("base-format", word);
+                base = Some(Base { source: source.clone(), format });
+            }
+            for (name, set) in [("read-only", read_only), ("snapshot", snapshot)] {
+                tree = if set { tree.with(name, []) } else { tree };
+            }
+            if let Some(serial) = &serial {
+                tree = tree.text("serial", serial);
+            }
+            let cache = if through { Cache::WriteThrough } else { Cache::WriteBack };
+            let model = if nvme { Model::Nvme } else { Model::Virtio };
+            tree = tree.text("cache", if through { "write-through" } else { "write-back" });
+            tree = tree.text("model", if nvme { "nvme" } else { "virtio" });
+            let name = String::new();
+            (tree, Disk { name, source, format, base, read_only, snapshot, cache, serial, model })
+        },
+    )
+}
+
 fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
     let file = "[a-zA-Z0-9/._+-]{1,20}";
     let options = (any::<bool>(), any::<[bool; 2]>(), 0..3_usize, proptest::option::of(file), "[ -~]{0,30}");
     let affinity = proptest::collection::btree_set(0..64_u32, 0..5);
     let cap = proptest::option::of(1..=MAX_CAP);
     let numbers = (1..=MAX_CPUS, 1..=u16::MAX, 256..1_u64 << 40, affinity, cap);
-    ("[a-z][a-z0-9._-]{0,30}", file, options, numbers).prop_map(
+    ("[a-z][a-z0-9._-]{0,30}", file, options, numbers, any_disk()).prop_map(
         |(
             name,
             kernel,
             (autostart, [debug_port, watchdog], devices, ramdisk, bootargs),
             (cpus, weight, pages, affinity, cap),
+            any_disk,
         )| {
             let kib = pages * 4;
             let mut tree = guest(&name)
@@ -447,10 +589,9 @@ fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
             }
             let (mut disks, mut networks) = (Vec::new(), Vec::new());
             for index in 0..devices {
-                let disk =
-                    Disk { name: format!("disk{index}"), source: Source::Cbfs("d".into()), read_only: true };
-                let node = Tree::new(&disk.name).text("compatible", "peerboot,disk");
-                tree = tree.child(node.text("source", "cbfs:d").with("read-only", []));
+                let (node, disk) = any_disk.clone();
+                let disk = Disk { name: format!("disk{index}"), ..disk };
+                tree = tree.child(Tree { name: disk.name.clone(), ..node });
                 disks.push(disk);
                 let address = [2, 0, 0, 0, 0, index as u8];
                 let network =
@@ -478,7 +619,7 @@ fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
                 weight,
                 cap,
                 dedicated_cpus: debug_port,
-                boot: Boot { method, kernel, ramdisk, modules, bootargs },
+                boot: Boot::Files(Files { method, kernel, ramdisk, modules, bootargs }),
                 disks,
                 networks,
                 console: Console::Uart,

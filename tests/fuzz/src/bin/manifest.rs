@@ -1,7 +1,7 @@
 //! Guest manifests: arbitrary bytes, and arbitrary structure and strings behind a right header.
 #![no_main]
 
-use coreboot_config::manifest::{MAX_CPUS, MIN_MEMORY, Manifest};
+use coreboot_config::manifest::{Boot, DiskSource, MAX_CPUS, MIN_MEMORY, Manifest};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     look_at(data);
@@ -23,7 +23,13 @@ fn look_at(blob: &[u8]) {
             Ok(guest) => {
                 assert!(guest.memory >= MIN_MEMORY && guest.memory % 4096 == 0);
                 assert!((1..=MAX_CPUS).contains(&guest.cpus));
-                assert!(guest.boot.files().count() >= 1);
+                match guest.boot {
+                    Boot::Files(_) => assert!(guest.files().count() >= 1),
+                    Boot::Disk(_) => assert!(!guest.disks.is_empty()),
+                }
+                for disk in &guest.disks {
+                    assert_eq!(DiskSource::parse(&disk.source.to_string()).as_ref(), Some(&disk.source));
+                }
                 assert!(!names.contains(&guest.name));
                 names.push(guest.name);
             }
