@@ -42,3 +42,5 @@ mod mtrr;
 pub mod schedule;
 pub mod time;
 pub mod vcpu;
+#[cfg(feature = "virtio")]
+pub mod virtio;

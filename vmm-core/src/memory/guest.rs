@@ -258,6 +258,11 @@ impl GuestMemory {
         })
     }
 
+    /// Whether all of `len` bytes from `at` on are memory.
+    pub fn contains(&self, at: GuestPhys, len: u64) -> bool {
+        self.host_address(at, len).is_some() || self.check(at, len).is_ok()
+    }
+
     /// The region of `at`, for reading many 8-byte words around there; `None` where no memory is, or where
     /// words at multiples of 8 are not aligned on the host.
     #[inline]

@@ -1,0 +1,9 @@
+//! The device side of virtio 1.2.
+//!
+//! A driver's rings and requests lie in guest memory, which the guest may change at any time: every descriptor is
+//! read once, and what it says is checked before it counts. A ring that makes no sense breaks its device alone,
+//! until the driver resets it.
+
+pub mod queue;
+#[cfg(test)]
+mod testing;
