@@ -31,9 +31,12 @@ extern crate alloc;
 
 pub mod dma;
 mod driver;
+mod list;
+pub mod pci;
 pub mod platform;
 pub mod reply;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 pub use driver::{Disk, Driver, Error};
+pub use list::{DRIVERS, Entry, driver_of};

@@ -247,6 +247,61 @@ impl Memory for Scattered {
     }
 }
 
+/// Registers that keep what is written: a device's where nothing comes of it, or that a test looks at.
+pub struct RegisterFile(Mutex<Vec<u8>>);
+
+impl RegisterFile {
+    /// So many bytes, all zero.
+    pub fn new(len: usize) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(vec![0; len])))
+    }
+
+    fn get<const N: usize>(&self, offset: usize) -> [u8; N] {
+        let bytes = self.0.lock();
+        let there = bytes.get(offset..).and_then(|rest| rest.first_chunk::<N>());
+        there.filter(|_| offset.is_multiple_of(N)).copied().unwrap_or([0xff; N])
+    }
+
+    fn set<const N: usize>(&self, offset: usize, value: [u8; N]) {
+        let mut bytes = self.0.lock();
+        if let Some(there) = bytes.get_mut(offset..).and_then(|rest| rest.first_chunk_mut::<N>())
+            && offset.is_multiple_of(N)
+        {
+            *there = value;
+        }
+    }
+}
+
+impl Registers for RegisterFile {
+    fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+    fn read_u8(&self, offset: usize) -> u8 {
+        u8::from_le_bytes(self.get(offset))
+    }
+    fn read_u16(&self, offset: usize) -> u16 {
+        u16::from_le_bytes(self.get(offset))
+    }
+    fn read_u32(&self, offset: usize) -> u32 {
+        u32::from_le_bytes(self.get(offset))
+    }
+    fn read_u64(&self, offset: usize) -> u64 {
+        u64::from_le_bytes(self.get(offset))
+    }
+    fn write_u8(&self, offset: usize, value: u8) {
+        self.set(offset, value.to_le_bytes());
+    }
+    fn write_u16(&self, offset: usize, value: u16) {
+        self.set(offset, value.to_le_bytes());
+    }
+    fn write_u32(&self, offset: usize, value: u32) {
+        self.set(offset, value.to_le_bytes());
+    }
+    fn write_u64(&self, offset: usize, value: u64) {
+        self.set(offset, value.to_le_bytes());
+    }
+}
+
 /// What the future says if asked now.
 pub fn poll<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Poll<T> {
     core::pin::Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
