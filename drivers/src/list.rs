@@ -5,15 +5,17 @@ use crate::pci::Function;
 use crate::platform::Platform;
 use alloc::sync::Arc;
 
+/// Brings a function up, which decodes nothing yet and is not enabled, and finds its disks. It may wait for the device.
+pub type Start = fn(&Arc<Function>, &Arc<dyn Platform>) -> Result<Arc<dyn Driver>, Error>;
+
 /// A driver that may be asked to start.
 pub struct Entry {
     /// Its name for logs, as [`Driver::name`] has it.
     pub name: &'static str,
     /// Whether it drives this function.
     pub drives: fn(&Function) -> bool,
-    /// Brings the function up, which decodes nothing yet and is not enabled, and finds its disks. May wait for the
-    /// device.
-    pub start: fn(&Arc<Function>, &Arc<dyn Platform>) -> Result<Arc<dyn Driver>, Error>,
+    /// How to bring it up.
+    pub start: Start,
 }
 
 /// All drivers that were not left out.
