@@ -8,8 +8,9 @@ use storage::BlockDevice;
 
 /// A controller that was brought up, and serves its disks.
 ///
-/// Its methods may be called on any core, and on several at once. None of them waits for the device: requests are
-/// submitted and answered later. Who asks and who serves hold no lock of the driver's while they wake others.
+/// Its methods may be called on any core, and on several at once. None but [`Driver::recover`] waits for the device:
+/// requests are submitted and answered later. Who asks and who serves hold no lock of the driver's while they wake
+/// others.
 pub trait Driver: Send + Sync {
     /// The driver's name for logs: `virtio-blk`, `nvme`, `ahci`, `ata`.
     fn name(&self) -> &'static str;
@@ -20,13 +21,13 @@ pub trait Driver: Send + Sync {
     fn serve(&self, source: usize);
 
     /// When the earliest request under way must have been answered, in nanoseconds on the platform's clock;
-    /// `None` while none is under way.
+    /// `None` while none is under way. It is asked often, and takes no lock.
     fn deadline(&self) -> Option<u64>;
 
     /// Ends requests whose deadline is over: serves the device as if all of its interrupts had come, and where a
     /// request is still overdue, brings the device back and answers `TimedOut`. To be called once
-    /// [`Driver::deadline`] is over.
-    fn recover(&self);
+    /// [`Driver::deadline`] is over. Whether a request was overdue.
+    fn recover(&self) -> bool;
 
     /// The disks that it found, in the device's order.
     fn disks(&self) -> Vec<Disk>;

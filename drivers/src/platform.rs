@@ -38,7 +38,12 @@ pub trait Platform: Send + Sync {
 
 /// A vector that an interrupt comes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Vector(pub u8);
+pub struct Vector {
+    /// The core that it comes to.
+    pub core: usize,
+    /// Its number there.
+    pub number: u8,
+}
 
 /// What a device writes to raise an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

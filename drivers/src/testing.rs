@@ -157,12 +157,15 @@ impl Platform for FakePlatform {
     fn message_interrupt(&self, core: usize) -> Option<(Vector, Message)> {
         let vector = self.next_vector.fetch_add(1, Ordering::Relaxed);
         (vector < 0xf0).then(|| {
-            (Vector(vector), Message { address: 0xfee0_0000 | (core as u64) << 12, data: u32::from(vector) })
+            (
+                Vector { core, number: vector },
+                Message { address: 0xfee0_0000 | (core as u64) << 12, data: u32::from(vector) },
+            )
         })
     }
 
     fn line_interrupt(&self, line: u8, _trigger: Trigger) -> Option<Vector> {
-        (line < 16).then_some(Vector(0x30 + line))
+        (line < 16).then_some(Vector { core: 0, number: 0x30 + line })
     }
 }
 

@@ -250,7 +250,8 @@ mod tests {
         let (configuration, function) = only(with_msi_x());
         let interrupts = function.start_interrupts(&*platform, &[0, 1, 2, 3]);
         assert_eq!(interrupts, Interrupts { kind: Kind::MsiX, count: 3 });
-        assert_eq!(function.vectors(), [Vector(0x50), Vector(0x51), Vector(0x52)]);
+        let vector = |core, number| Vector { core, number };
+        assert_eq!(function.vectors(), [vector(0, 0x50), vector(1, 0x51), vector(2, 0x52)]);
         for core in 0..3 {
             let words: Vec<u32> = (0..4).map(|word| table.read_u32(core * 16 + word * 4)).collect();
             assert_eq!(words, [0xfee0_0000 + ((core as u32) << 12), 0, 0x50 + core as u32, 0]);
@@ -279,7 +280,7 @@ mod tests {
         let (configuration, function) = only(disk().word(0x3c, 0x010b));
         let interrupts = function.start_interrupts(&*platform, &[0, 1]);
         assert_eq!(interrupts, Interrupts { kind: Kind::Line(11), count: 1 });
-        assert_eq!(function.vectors(), [Vector(0x3b)]);
+        assert_eq!(function.vectors(), [Vector { core: 0, number: 0x3b }]);
         assert_eq!(configuration.command(at(0, 1, 0)) & 0x400, 0, "it may raise its line");
     }
 
