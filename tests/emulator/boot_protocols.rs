@@ -26,7 +26,7 @@ pub fn ipxe(lab: &Lab, emulator: Emulator, cpu: &str) -> Result<Outcome> {
     spec.cpu = cpu.to_owned();
     let mut machine = Machine::spawn(&spec)?;
     machine.expect("iPXE 1[.].* -- Open Source Network Boot Firmware", BOOT)?;
-    machine.expect("Press Ctrl-B for the iPXE command line", ANSWER)?;
+    machine.expect_unfinished("Press Ctrl-B for the iPXE command line", ANSWER)?;
     machine.send("\x02")?;
     machine.expect("iPXE> $", ANSWER)?;
     // More than the key buffer holds, in one go.

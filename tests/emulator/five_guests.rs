@@ -101,7 +101,7 @@ impl Others {
 /// The time that memtest86+ shows next.
 fn clock(machine: &mut Machine) -> Result<String> {
     const LABEL: &str = "Time: ";
-    let drawn = machine.expect(LABEL, ANSWER)?;
+    let drawn = machine.expect_unfinished(LABEL, ANSWER)?;
     let time = drawn.rsplit(LABEL).next().unwrap_or_default().trim_start();
     Ok(time.split(' ').next().unwrap_or_default().to_owned())
 }

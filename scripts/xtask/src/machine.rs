@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::bochs;
 use crate::error::{Error, Result};
 use crate::qemu::{self, Monitor};
-use crate::serial::{Serial, Wait, pattern};
+use crate::serial::{Lines, Serial, Wait, pattern};
 
 /// The program that plays the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -261,12 +261,26 @@ impl Machine {
         Ok(Self { process, keyboard, serial: Serial::collect(output, echo), monitor, dir })
     }
 
-    /// Waits until a serial line matches, whole or unfinished like a prompt, and gives it.
+    /// Waits until a serial line matches, and gives it whole. Only a prompt, which a pattern names by ending with a
+    /// blank and `$`, is a line that does not end.
     ///
     /// # Errors
     /// Time runs out or the machine ends first: the error carries the end of the transcript.
     pub fn expect(&mut self, regex: &str, timeout: Duration) -> Result<String> {
-        match self.wait_for(&pattern(regex)?, timeout) {
+        let lines = if regex.ends_with(" $") { Lines::Unfinished } else { Lines::Whole };
+        self.expect_of(lines, regex, timeout)
+    }
+
+    /// Waits until a serial line matches that may never end, and gives what there is of it.
+    ///
+    /// # Errors
+    /// Time runs out or the machine ends first: the error carries the end of the transcript.
+    pub fn expect_unfinished(&mut self, regex: &str, timeout: Duration) -> Result<String> {
+        self.expect_of(Lines::Unfinished, regex, timeout)
+    }
+
+    fn expect_of(&mut self, lines: Lines, regex: &str, timeout: Duration) -> Result<String> {
+        match self.serial.wait(&pattern(regex)?, lines, timeout) {
             Wait::Matched(line) => Ok(line),
             Wait::TimedOut => Err(self.unseen(regex, &format!("in {} s", timeout.as_secs()))),
             Wait::Closed => Err(self.unseen(regex, "before the machine ended")),
@@ -294,9 +308,9 @@ impl Machine {
         }
     }
 
-    /// Waits as [`Machine::expect`] does, and says how the wait ended.
+    /// Waits as [`Machine::expect_unfinished`] does, and says how the wait ended.
     pub fn wait_for(&mut self, pattern: &Regex, timeout: Duration) -> Wait {
-        self.serial.wait(pattern, timeout)
+        self.serial.wait(pattern, Lines::Unfinished, timeout)
     }
 
     /// Types on the serial console; the emulator hands it on as fast as the machine takes it.

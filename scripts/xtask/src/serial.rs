@@ -27,6 +27,15 @@ pub struct Serial {
     seen: usize,
 }
 
+/// Which lines a pattern is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lines {
+    /// Those that have ended: of any other, the rest may be still to come.
+    Whole,
+    /// Unfinished ones too, once they stay as they are for a moment.
+    Unfinished,
+}
+
 /// What a wait for a pattern ended with.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -67,10 +76,10 @@ impl Serial {
         Self { shared, seen: 0 }
     }
 
-    /// Waits until a line that came since the last wait matches, whole or unfinished like a prompt.
+    /// Waits until a line that came since the last wait matches.
     ///
     /// Terminal control sequences and carriage returns are left out before the pattern is tried.
-    pub fn wait(&mut self, pattern: &Regex, timeout: Duration) -> Wait {
+    pub fn wait(&mut self, pattern: &Regex, lines: Lines, timeout: Duration) -> Wait {
         let deadline = Instant::now() + timeout;
         let (received, news) = &*Arc::clone(&self.shared);
         let mut received = lock(received);
@@ -97,7 +106,7 @@ impl Serial {
             received = news.wait_timeout(received, pause).unwrap_or_else(PoisonError::into_inner).0;
             if received.bytes.len() == unfinished {
                 let line = plain(received.bytes.get(self.seen..).unwrap_or_default());
-                if !line.is_empty() && pattern.is_match(&line) {
+                if lines == Lines::Unfinished && !line.is_empty() && pattern.is_match(&line) {
                     self.seen = unfinished;
                     return Wait::Matched(String::from_utf8_lossy(&line).into_owned());
                 }
@@ -179,7 +188,7 @@ mod tests {
     }
 
     fn wait(serial: &mut Serial, text: &str, timeout: Duration) -> Wait {
-        serial.wait(&pattern(text).expect("a pattern"), timeout)
+        serial.wait(&pattern(text).expect("a pattern"), Lines::Unfinished, timeout)
     }
 
     #[test]
@@ -187,6 +196,16 @@ mod tests {
         let (mut guest, mut serial) = console();
         guest.write_all(b"booting\r\n\x1b[1m~ # \x1b[6n").expect("written");
         assert_eq!(wait(&mut serial, "^~ # $", SOON), Wait::Matched("~ # ".to_owned()));
+    }
+
+    #[test]
+    fn where_whole_lines_are_wanted_the_rest_of_one_is_waited_for() {
+        let (mut guest, mut serial) = console();
+        guest.write_all(b"guest off").expect("written");
+        let off = pattern("off.*$").expect("a pattern");
+        assert_eq!(serial.wait(&off, Lines::Whole, 3 * SETTLED), Wait::TimedOut);
+        guest.write_all(b": stopped\r\n").expect("written");
+        assert_eq!(serial.wait(&off, Lines::Whole, SOON), Wait::Matched("guest off: stopped".to_owned()));
     }
 
     #[test]

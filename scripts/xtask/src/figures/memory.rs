@@ -38,7 +38,7 @@ fn used(project: &Project, count: usize) -> Result<u64> {
         machine.expect("idle: here", PATIENCE)?;
     }
     machine.send(OPEN_PROMPT)?;
-    machine.expect("peerboot> ", PATIENCE)?;
+    machine.expect("peerboot> $", PATIENCE)?;
     machine.send("memory\n")?;
     number(&machine.expect(r"heap: \d+ of", PATIENCE)?, r"heap: (\d+) of")
 }
