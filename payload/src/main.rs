@@ -248,7 +248,7 @@ fn start_interrupts_and_time(table: &CorebootTable, acpi: Option<&Acpi>, entry_t
 /// Lets the serial port's interrupt through; without it the port is polled.
 fn route_serial(table: &CorebootTable, io_apics: &apic::io::IoApics) {
     let Some(irq) = table.serial().as_ref().and_then(serial::isa_interrupt) else { return };
-    interrupts::on_serial(serial::poll);
+    interrupts::on_serial(serial::interrupted);
     match io_apics.route_isa(irq, interrupts::vector::SERIAL, apic::local::id()) {
         Ok(()) => serial::use_interrupts(),
         Err(error) => warn!("serial console: {error}; it is polled"),

@@ -6,12 +6,15 @@ use crate::editor::Editor;
 use crate::host::{apic, interrupts};
 use crate::machine::attend_at;
 use crate::management::{After, Machine, Management};
+use crate::warn;
 use alloc::string::String;
 use alloc::vec::Vec;
 use vmm_core::time::Instant;
 
 /// How often a UART without an interrupt is looked at, in nanoseconds.
 const POLL: u64 = 10_000_000;
+/// How often a UART with an interrupt is looked at all the same, in nanoseconds: some boards and emulators lose one.
+const LOOK: u64 = 1_000_000_000;
 /// How long a line of the log waits for the end of a guest's line, in nanoseconds.
 const LOG_WAITS: u64 = 1_000_000_000;
 
@@ -30,6 +33,8 @@ pub struct Prompt<'a> {
     machine: Machine<'a>,
     management: Management<'a>,
     editor: Editor,
+    /// When the UART was last looked at.
+    looked: Instant,
     /// Since when log lines wait for the end of a guest's line.
     held_since: Option<Instant>,
     /// The user was at the prompt with no guest alive: the machine stays on.
@@ -39,7 +44,8 @@ pub struct Prompt<'a> {
 impl<'a> Prompt<'a> {
     /// The prompt of `machine` and its guests; not yet to be seen.
     pub fn new(machine: Machine<'a>, management: Management<'a>) -> Self {
-        Self { machine, management, editor: Editor::new(), held_since: None, stays: false }
+        let editor = Editor::new();
+        Self { machine, management, editor, looked: Instant::ZERO, held_since: None, stays: false }
     }
 
     /// Does what there is to do for the user now. False when every guest has switched itself off, and so should
@@ -47,6 +53,7 @@ impl<'a> Prompt<'a> {
     pub fn attend(&mut self) -> bool {
         let now = self.machine.clock.now();
         self.management.enforce(now);
+        self.look(now);
         let mut byte = [0];
         // What was said goes out before more is done: where the line has no room, it interrupts once it has.
         while Self::says_all() && serial::read(&mut byte) == 1 {
@@ -70,9 +77,19 @@ impl<'a> Prompt<'a> {
             self.management.hear_terminals();
         }
         let log = self.held_since.map(|since| since.plus_nanos(LOG_WAITS));
-        let deadlines = [self.management.deadline(), log];
+        let deadlines = [self.management.deadline(), log, Some(self.looked.plus_nanos(LOOK))];
         attend_at(deadlines.into_iter().flatten().min());
         runs_on
+    }
+
+    /// Looks at the UART, if it is time to.
+    fn look(&mut self, now: Instant) {
+        if now.nanos_since(self.looked) >= LOOK {
+            self.looked = now;
+            if serial::look() {
+                warn!("serial console: its interrupts do not come; it is polled");
+            }
+        }
     }
 
     /// Sends what there is to show; whether all that was said to the user is on the line.
@@ -93,12 +110,13 @@ impl<'a> Prompt<'a> {
     pub fn run(mut self) -> ! {
         loop {
             self.attend();
+            let pause = if serial::needs_polling() { POLL } else { LOOK };
+            let clock = self.machine.clock;
+            apic::local::arm(clock, Some(clock.now().plus_nanos(pause)));
+            interrupts::idle();
             if serial::needs_polling() {
                 serial::poll();
-                let clock = self.machine.clock;
-                apic::local::arm(clock, Some(clock.now().plus_nanos(POLL)));
             }
-            interrupts::idle();
         }
     }
 

@@ -52,6 +52,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
             boot_protocols::bios_services(lab, Emulator::Qemu, Emulator::Qemu.cpu())
         }),
         Case::new("emulator/console/two-guests", multiplexer::two_guests),
+        Case::new("emulator/console/lost-interrupts", multiplexer::interrupts_that_never_come),
         Case::new("emulator/console/open-prompt", multiplexer::open_prompt_keeps_the_machine_on),
         Case::new("emulator/app", |lab: &Lab| apps::clock(lab, Emulator::Qemu, Emulator::Qemu.cpu())),
         Case::new("emulator/boot-protocols", boot_protocols::protocols),

@@ -128,3 +128,18 @@ fn background_output_waits(machine: &mut Machine) -> Result<()> {
     machine.expect(LAST, ANSWER)?;
     bring_to_front(machine, 1, "one")
 }
+
+/// A board whose serial port interrupts by another line than is usual: what is typed arrives all the same, and the log
+/// says how.
+pub fn interrupts_that_never_come(lab: &Lab) -> Result<Outcome> {
+    let mut spec = lab.example(Emulator::Qemu);
+    spec.extra.extend(["-global", "isa-serial.irq=5"].map(str::to_owned));
+    let mut machine = Machine::spawn(&spec)?;
+    machine.expect(USERSPACE, BOOT)?;
+    machine.send(&format!("{KEY}m"))?;
+    machine.expect(MANAGEMENT, ANSWER)?;
+    manage(&mut machine, "list", "^ 1 debian .* running$")?;
+    machine.expect(MANAGEMENT, ANSWER)?;
+    manage(&mut machine, "log", "serial console: its interrupts do not come; it is polled$")?;
+    Ok(Outcome::Passed)
+}

@@ -48,6 +48,8 @@ const QUEUE_EMPTY: u8 = 1 << 5;
 const ALL_SENT: u8 = 1 << 6;
 /// How many bytes the transmitter takes once it is empty.
 const FIFO_DEPTH: usize = 16;
+/// After so many looks in a row that find the UART calling, and no interrupt between them, none is waited for any more.
+const LOOKS: u8 = 3;
 /// How often a transmitter that does not get ready is asked before its bytes are given up.
 const PATIENCE: u32 = 1_000_000;
 
@@ -76,6 +78,8 @@ struct Uart {
     interrupts: bool,
     /// What the interrupt enable register holds.
     enabled: u8,
+    /// How many looks have found it calling since its last interrupt.
+    missed: u8,
 }
 
 impl Uart {
@@ -162,17 +166,34 @@ impl Uart {
     }
 
     /// Does what the UART calls for, until it calls for nothing: only then is its line low, and the next call an
-    /// edge that interrupts.
-    fn serve(&mut self) {
+    /// edge that interrupts. Whether it called.
+    fn serve(&mut self) -> bool {
+        let mut called = false;
         for _ in 0..CALLS_AT_MOST {
             // Reading the identification is what withdraws a transmitter-empty interrupt.
             let calls = self.read(register::INTERRUPT_ID) & NO_CALL == 0;
             self.receive();
             self.send();
             if !calls {
-                return;
+                break;
             }
+            called = true;
         }
+        called
+    }
+
+    /// Its interrupt came.
+    fn interrupted(&mut self) {
+        self.missed = 0;
+        self.serve();
+    }
+
+    /// Does what an interrupt that was lost called for: the line would never have an edge again. Whether interrupts
+    /// are lost again and again.
+    fn look(&mut self) -> bool {
+        // One may be on its way just now.
+        self.missed = if self.serve() { self.missed.saturating_add(1) } else { 0 };
+        self.missed >= LOOKS
     }
 
     fn enable(&mut self, interrupts: u8) {
@@ -215,7 +236,7 @@ pub fn start(record: &Serial) -> Result<(), DeviceError> {
     };
     UART.call_once(|| {
         let (output, input) = (Ring::new(), Ring::new());
-        let uart = Uart { registers, output, input, interrupts: false, enabled: 0 };
+        let uart = Uart { registers, output, input, interrupts: false, enabled: 0, missed: 0 };
         uart.set_up(record.baud, record.input_hertz);
         Lock::new(uart)
     });
@@ -245,11 +266,28 @@ pub fn needs_polling() -> bool {
     POLLED.load(Ordering::Relaxed)
 }
 
-/// Serves the UART: sends and receives what there is. The interrupt's handler, and the poll.
+/// Serves the UART, whose interrupt came.
+pub fn interrupted() {
+    if let Some(mut uart) = uart() {
+        uart.interrupted();
+    }
+}
+
+/// Serves the UART, which has no interrupt: sends and receives what there is.
 pub fn poll() {
     if let Some(mut uart) = uart() {
         uart.serve();
     }
+}
+
+/// To be called from time to time: makes good what a lost interrupt left undone. True when interrupts turn out not
+/// to come at all; from then on the UART [needs polling](needs_polling).
+pub fn look() -> bool {
+    let lost = !needs_polling() && uart().is_some_and(|mut uart| uart.look());
+    if lost {
+        POLLED.store(true, Ordering::Relaxed);
+    }
+    lost
 }
 
 /// Writes bytes as they are; never waits. How many were taken, from the first on.
@@ -364,7 +402,7 @@ mod tests {
     fn uart() -> Uart {
         let registers = Registers::Model(RefCell::new(Model::default()));
         let (output, input) = (Ring::new(), Ring::new());
-        let mut uart = Uart { registers, output, input, interrupts: true, enabled: 0 };
+        let mut uart = Uart { registers, output, input, interrupts: true, enabled: 0, missed: 0 };
         uart.serve();
         uart
     }
@@ -403,6 +441,29 @@ mod tests {
         interrupted(&mut uart, 2);
         let taken: Vec<u8> = core::iter::from_fn(|| uart.input.pop()).collect();
         assert_eq!(taken, b"abcd");
+    }
+
+    #[test]
+    fn what_a_lost_interrupt_called_for_is_done_at_the_next_look() {
+        let mut uart = uart();
+        model(&uart).type_bytes(b"a");
+        assert!(!uart.look() && uart.input.pop() == Some(b'a'));
+        model(&uart).type_bytes(b"b");
+        interrupted(&mut uart, 2);
+    }
+
+    #[test]
+    fn interrupts_that_never_come_are_given_up() {
+        let mut uart = uart();
+        let typed_and_lost = |uart: &mut Uart| {
+            model(uart).type_bytes(b"a");
+            uart.look()
+        };
+        assert!(!typed_and_lost(&mut uart) && !typed_and_lost(&mut uart));
+        uart.interrupted();
+        assert!(!typed_and_lost(&mut uart), "one came after all");
+        assert!(!typed_and_lost(&mut uart) && typed_and_lost(&mut uart));
+        assert!(!uart.look(), "nobody typed");
     }
 
     #[test]

@@ -190,12 +190,13 @@ fn start_timer_here(access: &Access) {
 }
 
 /// Has [`vector::TIMER`] come at `deadline`, or sooner where that is farther off than the timer can count;
-/// `None` stops the timer. Nothing is written when the deadline is the one already armed.
+/// `None` stops the timer. Nothing is written when the deadline is the one already armed and still to come; one gone
+/// by whose interrupt was lost would never come.
 pub fn arm(clock: &Clock, deadline: Option<Instant>) {
     let Some(access) = ACCESS.get() else { return };
     let armed = &cpu::this().timer_deadline;
     let wanted = deadline.map_or(NOT_ARMED, Instant::as_nanos);
-    if armed.load(Ordering::Relaxed) == wanted {
+    if armed.load(Ordering::Relaxed) == wanted && deadline.is_none_or(|at| at > clock.now()) {
         return;
     }
     armed.store(wanted, Ordering::Relaxed);
