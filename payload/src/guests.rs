@@ -186,6 +186,7 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
         },
         modules: modules.into_iter().collect::<Option<_>>()?,
         bootargs: boot.bootargs.clone(),
+        disks: Vec::new(),
         debug_port: guest.debug_port,
         watchdog: guest.watchdog,
         on_crash: action(guest.on_crash),

@@ -163,7 +163,9 @@ impl<'a> Management<'a> {
         self.stops.retain(|stop| {
             let Some(guest) = list.iter().find(|guest| guest.name == stop.name) else { return false };
             let (off, started_again) = (guest.state == GuestState::Off, guest.lives != stop.life);
-            if off || (now < stop.deadline && !started_again && guest.state == GuestState::Running) {
+            let ending = guest.state == GuestState::Ending;
+            if off || ending || (now < stop.deadline && !started_again && guest.state == GuestState::Running)
+            {
                 return !off;
             }
             if !started_again {
@@ -274,6 +276,7 @@ impl<'a> Management<'a> {
             )?;
             match (guest.state, guest.last_end) {
                 (GuestState::Running, _) => writeln!(out, "running")?,
+                (GuestState::Ending, _) => writeln!(out, "ending")?,
                 (GuestState::Starting | GuestState::Restarting(_), _) => writeln!(out, "restarting")?,
                 (GuestState::Off, None) => writeln!(out, "off")?,
                 (GuestState::Off, Some(end)) => writeln!(out, "off: {end}")?,

@@ -6,12 +6,15 @@
 use crate::boot::memory_map::MemoryMapError;
 use crate::boot::{self, BootError, BootProtocol, MemoryMap};
 use crate::chipset::{
-    ApicBus, ApicEffect, Chipset, ChipsetConfig, Console, Context, LocalApics, PlatformEvent,
+    ApicBus, ApicEffect, Chipset, ChipsetConfig, Console, Context, LocalApics, PciAddress, PlatformEvent,
+    layout::{FIRST_SLOT, LAST_SLOT},
 };
 use crate::cpu::{Core, EntryFailure, Exit};
 use crate::cpuid::{CpuidConfig, CpuidInstruction, CpuidView, kvm};
+use crate::disk::{DiskError, GuestDisk};
 use crate::host::{Detail, Host, Terminal};
 use crate::memory::{GuestMemory, LayoutError, Region, TooHigh};
+use crate::news::News;
 use crate::schedule::{NoCores, Share};
 use crate::time::{Instant, TscClock};
 use crate::vcpu::Vcpu;
@@ -81,6 +84,8 @@ pub struct GuestConfig {
     pub modules: Vec<Module>,
     /// The kernel's command line.
     pub bootargs: String,
+    /// Its disks, in the order in which the guest finds them.
+    pub disks: Vec<GuestDisk>,
     /// Whether port 0xE9 leads to the log.
     pub debug_port: bool,
     /// Whether it has a watchdog timer.
@@ -97,6 +102,8 @@ pub struct GuestConfig {
 const OWN_MEMORY: u64 = 128 << 10;
 /// What each of its virtual CPUs may take in addition.
 const OWN_MEMORY_OF_VCPU: u64 = 24 << 10;
+/// What each of its disks may take in addition, with all the requests that can be under way.
+const OWN_MEMORY_OF_DISK: u64 = 192 << 10;
 /// Nested tables with pages of 2 MiB take a page for each so many bytes of its memory.
 const BYTES_OF_NESTED_TABLE: u64 = 1 << 30;
 
@@ -105,7 +112,8 @@ impl GuestConfig {
     pub fn own_memory(&self) -> u64 {
         let vcpus = u64::from(self.vcpus).saturating_mul(OWN_MEMORY_OF_VCPU);
         let tables = self.memory.div_ceil(BYTES_OF_NESTED_TABLE).saturating_mul(4096);
-        OWN_MEMORY.saturating_add(vcpus).saturating_add(tables)
+        let disks = (self.disks.len() as u64).saturating_mul(OWN_MEMORY_OF_DISK);
+        OWN_MEMORY.saturating_add(vcpus).saturating_add(tables).saturating_add(disks)
     }
 
     /// What follows a life that ended this way.
@@ -211,6 +219,8 @@ pub enum BuildError {
     MemoryMap(MemoryMapError),
     /// Its images are not what its boot protocol asks for, or do not fit.
     Boot(BootError),
+    /// The disk of this number cannot be had.
+    Disk(usize, DiskError),
 }
 
 impl fmt::Display for BuildError {
@@ -229,6 +239,7 @@ impl fmt::Display for BuildError {
             Self::TooHigh(TooHigh(at)) => write!(f, "memory at guest-physical {at} is out of reach"),
             Self::MemoryMap(error) => error.fmt(f),
             Self::Boot(error) => error.fmt(f),
+            Self::Disk(number, error) => write!(f, "disk{number}: {error}"),
         }
     }
 }
@@ -239,6 +250,8 @@ impl core::error::Error for BuildError {}
 pub trait Wake: Sync {
     /// Something came for the virtual CPU of this number of the guest `guest`.
     fn wake(&self, guest: usize, vcpu: u32);
+    /// Where news for guests' devices are left.
+    fn news(&self) -> &Arc<News>;
 }
 
 /// One life of a guest: what its virtual CPUs share.
@@ -255,6 +268,7 @@ pub struct Guest {
     /// The guest's number with its waker.
     number: usize,
     waker: &'static dyn Wake,
+    news: Arc<News>,
     /// When the board has something to do next, in nanoseconds, as the first virtual CPU knows it.
     board_deadline: AtomicU64,
     ended: AtomicBool,
@@ -320,13 +334,18 @@ impl Guest {
         let (now, tsc) = (host.now(), host.tsc());
         let clock = TscClock::new(host.tsc_khz(), now);
         let unix_time = host.unix_time();
-        let chipset = Chipset::new(&ChipsetConfig {
+        let board = ChipsetConfig {
             start: now,
             unix_time,
             memory_bytes: config.memory,
             debug_port: config.debug_port,
             watchdog: config.watchdog,
-        });
+        };
+        let news = Arc::clone(waker.news());
+        let mut chipset = Chipset::new(&board, news.waker(number));
+        for (n, disk) in config.disks.iter().enumerate() {
+            attach(&mut chipset, n, disk).map_err(|error| BuildError::Disk(n, error))?;
+        }
         let guest = Arc::new(Self {
             config: config.clone(),
             host,
@@ -338,6 +357,7 @@ impl Guest {
             unix_time,
             number,
             waker,
+            news,
             board_deadline: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             end: Mutex::new(None),
@@ -375,7 +395,23 @@ impl Guest {
         &self.memory
     }
 
-    /// Whether nothing else keeps its memory: no virtual CPU's tables map it any more.
+    /// Whether devices have news, of this guest or another: somebody has to look.
+    #[inline]
+    pub(crate) fn news_wait(&self) -> bool {
+        self.news.waits()
+    }
+
+    /// Has the devices look at what has come for them from outside.
+    pub(crate) fn poll_devices(&self, now: Instant) {
+        self.with_chipset(now, None, |chipset, context| chipset.poll(context));
+    }
+
+    /// The life is over: its devices take no more requests. Whether none is under way any more.
+    pub(crate) fn wind_down(&self, now: Instant) -> bool {
+        self.with_chipset(now, None, |chipset, context| chipset.wind_down(context))
+    }
+
+    /// Whether nothing else keeps its memory: no virtual CPU's tables map it any more, and no request is about it.
     pub(crate) fn owns_memory(&mut self) -> bool {
         Arc::get_mut(&mut self.memory).is_some()
     }
@@ -441,7 +477,8 @@ impl Guest {
     ) -> R {
         let mut chipset = self.chipset.lock();
         let mut console = &*self.terminal;
-        let result = work(&mut chipset, &mut Context { now, console: &mut console, apics: &self.apics });
+        let (apics, memory) = (&self.apics, &self.memory);
+        let result = work(&mut chipset, &mut Context { now, console: &mut console, apics, memory });
         let event = chipset.take_event();
         if by != Some(0) {
             let deadline = chipset.next_deadline().map_or(u64::MAX, Instant::as_nanos);
@@ -525,6 +562,13 @@ impl Console for &dyn Terminal {
     fn debug(&mut self, byte: u8) {
         Terminal::debug(*self, byte);
     }
+}
+
+/// Puts disk number `n` onto the board.
+fn attach(chipset: &mut Chipset, n: usize, disk: &GuestDisk) -> Result<(), DiskError> {
+    let slot = u8::try_from(n).ok().and_then(|n| FIRST_SLOT.checked_add(n));
+    let slot = slot.filter(|slot| *slot <= LAST_SLOT).ok_or(DiskError::NoSlot)?;
+    chipset.add_pci_function(PciAddress::new(0, slot, 0), disk.controller()?).map_err(|_| DiskError::NoSlot)
 }
 
 /// Memory as the map wants it: in one piece where the host has one, or else in as few as it takes.

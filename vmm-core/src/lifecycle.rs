@@ -23,6 +23,8 @@ const RESET_PAUSE: u64 = 50_000_000;
 pub enum GuestState {
     /// It lives.
     Running,
+    /// Its life is over, and requests of its to devices are still under way.
+    Ending,
     /// It is being built.
     Starting,
     /// It starts again at this moment.
@@ -101,6 +103,11 @@ impl Lifecycle {
     /// It could not be built.
     pub const fn stillborn(&mut self) {
         self.state = GuestState::Off;
+    }
+
+    /// Its life is over; [`Self::died`] follows when nothing of it is left.
+    pub const fn ends(&mut self) {
+        self.state = GuestState::Ending;
     }
 
     /// Its life ended, and `action` is what its owner wants to follow. It starts again when

@@ -5,9 +5,10 @@
 //! elsewhere goes through [`Wake`].
 
 use crate::cpu::Core;
-use crate::guest::{BuildError, End, ExitCounts, Guest, GuestConfig, Refusal, Wake};
+use crate::guest::{Action, BuildError, End, ExitCounts, Guest, GuestConfig, Refusal, Wake};
 use crate::host::{Detail, Host, Terminal};
 use crate::lifecycle::Lifecycle;
+use crate::news::News;
 use crate::schedule::{Choice, Scheduler, TaskId};
 use crate::time::{Instant, earlier};
 use crate::vcpu::{Left, Vcpu};
@@ -64,8 +65,20 @@ struct Place {
     /// Why it cannot live on this machine, if it cannot.
     refused: Option<Refusal>,
     cycle: Lifecycle,
-    /// There while the cycle says that it runs, but for the last moments, when its memory goes back.
+    /// There while the cycle says that it runs.
     life: Option<Life>,
+    /// There while the cycle says that it ends, but for the moments when somebody tries to finish it.
+    ending: Option<Ending>,
+}
+
+/// A life that is over, while something still refers to it: requests to devices that are under way.
+struct Ending {
+    guest: Arc<Guest>,
+    end: End,
+    action: Action,
+    exits: ExitCounts,
+    /// When to look again, if nothing has one look before.
+    look_at: Instant,
 }
 
 /// A life of a guest, as the monitor keeps it.
@@ -92,13 +105,14 @@ struct Shared {
 struct Housework {
     /// A terminal has news, or a user asked for something.
     waits: AtomicBool,
-    /// When the first of the restarts is due, in nanoseconds; `u64::MAX` where none is.
-    restart: AtomicU64,
+    /// When the first of the restarts is due, or of the looks at lives that end, in nanoseconds; `u64::MAX` where
+    /// none is.
+    due: AtomicU64,
 }
 
 impl Housework {
     const fn new() -> Self {
-        Self { waits: AtomicBool::new(false), restart: AtomicU64::new(u64::MAX) }
+        Self { waits: AtomicBool::new(false), due: AtomicU64::new(u64::MAX) }
     }
 
     /// There is something to do.
@@ -106,26 +120,26 @@ impl Housework {
         self.waits.store(true, Ordering::Release);
     }
 
-    /// Restarts are due at these moments, and no others.
-    fn set_restarts(&self, moments: impl Iterator<Item = Instant>) {
-        self.restart.store(moments.min().map_or(u64::MAX, Instant::as_nanos), Ordering::Relaxed);
+    /// Restarts and looks are due at these moments, and no others.
+    fn set_due(&self, moments: impl Iterator<Item = Instant>) {
+        self.due.store(moments.min().map_or(u64::MAX, Instant::as_nanos), Ordering::Relaxed);
     }
 
     /// Whether there is something to do now; whoever asks does it.
     fn take(&self, now: Instant) -> bool {
         // A plain load first: nearly always there is nothing, and a swap would cost the cache line.
         let waits = self.waits() && self.waits.swap(false, Ordering::Acquire);
-        waits || self.restarts_by(now)
+        waits || self.is_due_by(now)
     }
 
-    /// Whether anything waits but restarts.
+    /// Whether anything waits that is not due at some moment.
     fn waits(&self) -> bool {
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// Whether a restart is due at `now`.
-    fn restarts_by(&self, now: Instant) -> bool {
-        self.restart.load(Ordering::Relaxed) <= now.as_nanos()
+    /// Whether a restart or a look is due at `now`.
+    fn is_due_by(&self, now: Instant) -> bool {
+        self.due.load(Ordering::Relaxed) <= now.as_nanos()
     }
 }
 
@@ -134,6 +148,7 @@ pub struct Monitor {
     host: &'static dyn Host,
     shared: Mutex<Shared>,
     housework: Housework,
+    news: Arc<News>,
 }
 
 impl Wake for Monitor {
@@ -144,6 +159,10 @@ impl Wake for Monitor {
         let core = task.and_then(|task| shared.scheduler.wake(task, self.host.core(), self.host.now()));
         drop(shared);
         self.call(core);
+    }
+
+    fn news(&self) -> &Arc<News> {
+        &self.news
     }
 }
 
@@ -158,7 +177,7 @@ impl Monitor {
             requests: VecDeque::new(),
             own_memory: host.own_memory(),
         };
-        Self { host, shared: Mutex::new(shared), housework: Housework::new() }
+        Self { host, shared: Mutex::new(shared), housework: Housework::new(), news: Arc::default() }
     }
 
     /// Takes a guest in, which is off until [`Self::start`] or its user starts it. Gives its number.
@@ -176,7 +195,14 @@ impl Monitor {
             }
         };
         let number = shared.places.len();
-        shared.places.push(Place { config, terminal, refused, cycle: Lifecycle::new(now), life: None });
+        shared.places.push(Place {
+            config,
+            terminal,
+            refused,
+            cycle: Lifecycle::new(now),
+            life: None,
+            ending: None,
+        });
         number
     }
 
@@ -233,6 +259,7 @@ impl Monitor {
         let number = self.host.core();
         while attend() {
             self.keep_house(core, number);
+            self.bring_news(core);
             let now = self.host.now();
             let mut shared = self.shared.lock();
             match shared.scheduler.pick(number, now) {
@@ -286,6 +313,7 @@ impl Monitor {
                             break Left::Interrupted;
                         }
                         self.keep_house(core, number);
+                        self.bring_news(core);
                         let mut shared = self.shared.lock();
                         let gives_way = shared.scheduler.gives_way(number, self.host.now());
                         let helper = shared.scheduler.helper(number);
@@ -349,22 +377,64 @@ impl Monitor {
         }
     }
 
-    /// The last virtual CPU of a life is gone: says how it ended, gives everything back, and starts the next
-    /// life where the manifest wants one.
+    /// Brings guests' devices the news that there are, before this core enters a guest or sleeps.
+    fn bring_news(&'static self, core: &Core) {
+        // Those that come meanwhile, and may come without end, wait for an interrupt.
+        for _ in 0..self.news.count() {
+            let Some(number) = self.news.take() else { return };
+            match self.living(number) {
+                Some(guest) => guest.poll_devices(self.host.now()),
+                None => self.finish(number, core),
+            }
+        }
+        if self.news.waits() {
+            self.host.interrupt_core(self.host.core());
+        }
+    }
+
+    /// The last virtual CPU of a life is gone: what remains is to wait for its devices.
     fn bury(&'static self, this: &Core, guest: Arc<Guest>) {
-        let (number, end) = (guest.number(), guest.ended().unwrap_or(End::Stopped));
+        let (number, end, now) = (guest.number(), guest.ended().unwrap_or(End::Stopped), self.host.now());
         let mut shared = self.shared.lock();
         let Some(place) = shared.places.get_mut(number) else { return };
         let exits = place.life.take().map_or_else(ExitCounts::default, |life| life.exits());
-        let (name, action) = (place.config.name.clone(), place.config.action_after(&end));
+        let action = place.config.action_after(&end);
+        place.cycle.ends();
+        place.ending = Some(Ending { guest, end, action, exits, look_at: now });
         drop(shared);
-        // The memory goes back before anybody may start the next life. Another core may be about to let go of its
-        // last virtual CPU, or of the guest it handed a byte to.
-        let left_out = guest.reports_left_out();
-        let mut guest = guest;
-        while !Arc::get_mut(&mut guest).is_some_and(Guest::owns_memory) {
-            core::hint::spin_loop();
+        self.finish(number, this);
+    }
+
+    /// Where nothing refers to an ended life any more: gives everything back, says how it ended, and starts the next
+    /// life where the manifest wants one. Else it is looked at again.
+    fn finish(&'static self, number: usize, this: &Core) {
+        let mut shared = self.shared.lock();
+        let Some(place) = shared.places.get_mut(number) else { return };
+        // Where another core is at it, it will see what this one has come for, or look again soon.
+        let Some(mut ending) = place.ending.take() else { return };
+        let name = place.config.name.clone();
+        drop(shared);
+        // Another core may be about to let go of its last virtual CPU, or of the guest it handed a byte to: that is
+        // done in no time.
+        let nothing_is_left = ending.guest.wind_down(self.host.now())
+            && (0..BRIEF_WAIT).any(|_| {
+                core::hint::spin_loop();
+                Arc::get_mut(&mut ending.guest).is_some_and(Guest::owns_memory)
+            });
+        if !nothing_is_left {
+            ending.look_at = self.host.now().plus_nanos(LOOK_AGAIN);
+            let mut shared = self.shared.lock();
+            if let Some(place) = shared.places.get_mut(number) {
+                place.ending = Some(ending);
+            }
+            self.housework.set_due(shared.moments());
+            drop(shared);
+            // It may sleep without a thought of that moment.
+            return self.call_boot_core();
         }
+        // The memory goes back before anybody may start the next life.
+        let Ending { guest, end, action, exits, .. } = ending;
+        let left_out = guest.reports_left_out();
         drop(guest);
         if left_out > 0 {
             let message = format_args!("{left_out} accesses to what is not there were not logged");
@@ -376,7 +446,7 @@ impl Monitor {
         let Some(place) = shared.places.get_mut(number) else { return };
         place.cycle.died(end, action, now);
         let restarts_now = place.cycle.restart_at() == Some(now);
-        self.housework.set_restarts(shared.restarts());
+        self.housework.set_due(shared.moments());
         drop(shared);
         if restarts_now {
             self.restart(number, this);
@@ -408,7 +478,7 @@ impl Monitor {
             return Ok(false);
         }
         let (config, terminal) = (place.config.clone(), Arc::clone(&place.terminal));
-        self.housework.set_restarts(shared.restarts());
+        self.housework.set_due(shared.moments());
         let heirs = shared.scheduler.hand_over(self.host.core());
         drop(shared);
         heirs.into_iter().for_each(|heir| self.host.interrupt_core(heir));
@@ -452,7 +522,7 @@ impl Monitor {
     /// Whether the boot core is about to build or end guests: long work, for which no virtual CPU should wait.
     fn is_to_build(&self, number: usize) -> bool {
         number == 0
-            && (self.housework.restarts_by(self.host.now())
+            && (self.housework.is_due_by(self.host.now())
                 || self.housework.waits() && !self.shared.lock().requests.is_empty())
     }
 
@@ -470,6 +540,9 @@ impl Monitor {
         });
         while let Some((guest, request)) = self.next_request() {
             self.follow(guest, request, core);
+        }
+        while let Some(guest) = self.next_look() {
+            self.finish(guest, core);
         }
         while let Some(guest) = self.next_restart() {
             self.restart(guest, core);
@@ -491,6 +564,15 @@ impl Monitor {
         requests.remove(next)
     }
 
+    /// A guest whose ending life is to be looked at again.
+    fn next_look(&self) -> Option<usize> {
+        let (shared, now) = (self.shared.lock(), self.host.now());
+        shared
+            .places
+            .iter()
+            .position(|place| place.ending.as_ref().is_some_and(|ending| ending.look_at <= now))
+    }
+
     /// A guest whose restart is due.
     fn next_restart(&self) -> Option<usize> {
         let (shared, now) = (self.shared.lock(), self.host.now());
@@ -503,7 +585,7 @@ impl Monitor {
         let Some(place) = shared.places.get_mut(number) else { return };
         let name = place.cycle.restart_at().map(|_| place.config.name.clone());
         place.cycle.forget_restart();
-        self.housework.set_restarts(shared.restarts());
+        self.housework.set_due(shared.moments());
         drop(shared);
         if let Some(name) = name {
             self.host.log(Detail::Everyone, &name, format_args!("{}", End::Stopped));
@@ -524,6 +606,10 @@ impl Monitor {
 
 /// In a life's list of tasks: that virtual CPU is gone.
 const GONE: TaskId = TaskId::MAX;
+/// How often to ask whether another core has let go of a life, before doing something else meanwhile.
+const BRIEF_WAIT: u32 = 10_000;
+/// After how long, in nanoseconds, to look again at a life that is over.
+const LOOK_AGAIN: u64 = 1_000_000;
 
 impl Life {
     /// For how long its virtual CPUs have run, in nanoseconds, those that run now included.
@@ -551,15 +637,19 @@ impl Shared {
         }
     }
 
-    fn restarts(&self) -> impl Iterator<Item = Instant> {
-        self.places.iter().filter_map(|place| place.cycle.restart_at())
+    /// When guests are to start again, and lives that end to be looked at again.
+    fn moments(&self) -> impl Iterator<Item = Instant> {
+        let of = |place: &Place| {
+            earlier(place.cycle.restart_at(), place.ending.as_ref().map(|ending| ending.look_at))
+        };
+        self.places.iter().filter_map(of)
     }
 
     /// When `core` must look up from what it does: a slice ends, a virtual CPU of its wakes by itself, or a
-    /// restart is due, which is the boot core's to do.
+    /// restart or a look is due, which is the boot core's to do.
     fn next_event(&self, core: usize) -> Option<Instant> {
-        let restart = self.restarts().min().filter(|_| core == 0);
+        let due = self.moments().min().filter(|_| core == 0);
         let wake = self.scheduler.next_deadline(core);
-        earlier(self.scheduler.slice_end(core), earlier(wake, restart))
+        earlier(self.scheduler.slice_end(core), earlier(wake, due))
     }
 }

@@ -24,6 +24,11 @@ pub const PCI_WINDOW_BYTES: u64 = 0xfec0_0000 - 0xc000_0000;
 /// of it; the rest continues at 4 GiB.
 pub const LOW_MEMORY_LIMIT: GuestPhys = GuestPhys::new(0x8000_0000);
 
+/// The first device number on bus 0 for disks; the last is [`LAST_SLOT`].
+pub const FIRST_SLOT: u8 = 2;
+/// The last one that nothing of the board has.
+pub const LAST_SLOT: u8 = 0x1e;
+
 /// The IOAPIC's registers.
 pub const IO_APIC_BASE: GuestPhys = GuestPhys::new(0xfec0_0000);
 /// One page, of which the first 0x50 bytes answer.

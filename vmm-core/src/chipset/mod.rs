@@ -12,6 +12,7 @@ mod io_apic;
 pub mod layout;
 mod local_apic;
 mod local_apics;
+mod msix;
 mod oscillator;
 mod pci;
 mod pci_config;
@@ -22,6 +23,7 @@ mod reset;
 mod rtc;
 mod uart;
 mod vector_set;
+mod wakers;
 mod watchdog;
 
 pub use apic_message::{ApicBus, ApicMessage, DeliveryMode, Destination, Trigger};
@@ -29,13 +31,16 @@ pub use local_apic::{
     ApicEffect, BUS_HZ, GeneralProtection, LocalApic, MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_X2APIC,
 };
 pub use local_apics::LocalApics;
+pub use msix::Msix;
 pub use pci::{AddressTaken, PciFunction};
 pub use pci_config::{BarLayout, ConfigSpace, PciAddress, PciConfigError, PciIdentity};
 
 use crate::cpu::Width;
-use crate::memory::GuestPhys;
+use crate::memory::{GuestMemory, GuestPhys};
 use crate::time::Instant;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::task::Waker;
 use interrupts::Interrupts;
 use layout::{
     DEBUG_PORT, DELAY_PORT, ECAM_BASE, ECAM_BYTES, IO_APIC_BASE, IO_APIC_BYTES, LOW_MEMORY_LIMIT,
@@ -70,6 +75,8 @@ pub struct Context<'a> {
     pub console: &'a mut dyn Console,
     /// The guest's local APICs, none of which the caller holds locked.
     pub apics: &'a dyn ApicBus,
+    /// The guest's memory. A device has it for the access that it answers, and for its requests' buffers.
+    pub memory: &'a Arc<GuestMemory>,
 }
 
 /// What a board is made with.
@@ -114,8 +121,8 @@ pub struct Chipset {
 }
 
 impl Chipset {
-    /// A board after power-on.
-    pub fn new(config: &ChipsetConfig) -> Self {
+    /// A board after power-on. `news` is woken when [`Self::poll`] has something to do.
+    pub fn new(config: &ChipsetConfig, news: Waker) -> Self {
         let mut rtc = Rtc::new(config.unix_time, config.start);
         let low_memory = config.memory_bytes.min(LOW_MEMORY_LIMIT.get());
         rtc.describe_memory(low_memory, config.memory_bytes.saturating_sub(low_memory));
@@ -125,7 +132,7 @@ impl Chipset {
             pit: Pit::new(),
             rtc,
             pm: PowerManagement::new(config.start),
-            pci: PciBus::new(),
+            pci: PciBus::new(news),
             reset: ResetControl::default(),
             watchdog: config.watchdog.then(Watchdog::new),
             debug_port: config.debug_port,
@@ -143,6 +150,16 @@ impl Chipset {
         function: Box<dyn PciFunction>,
     ) -> Result<(), AddressTaken> {
         self.pci.add(address, function)
+    }
+
+    /// Has the devices look at what has come for them from outside.
+    pub fn poll(&mut self, ctx: &mut Context) {
+        self.pci.poll(ctx);
+    }
+
+    /// The guest's life is over: the devices take no more requests. Whether none is under way any more.
+    pub fn wind_down(&mut self, ctx: &mut Context) -> bool {
+        self.pci.wind_down(ctx)
     }
 
     /// IN: `None` when no device decodes any of the ports, which then read all ones.

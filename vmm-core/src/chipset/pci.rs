@@ -1,12 +1,17 @@
 //! The PCI bus: configuration through ports and through ECAM, and the memory windows of functions' BARs.
 
 use super::Context;
-use super::layout::{ECAM_BASE, ECAM_LAST_BUS, PCI_ADDRESS_PORT, PCI_DATA_PORT, PM_BASE};
+use super::layout::{
+    ECAM_BASE, ECAM_LAST_BUS, PCI_ADDRESS_PORT, PCI_DATA_PORT, PCI_WINDOW_BASE, PCI_WINDOW_BYTES, PM_BASE,
+};
 use super::pci_config::{BarLayout, ConfigSpace, PciAddress, PciIdentity, register};
+use super::wakers::FunctionNews;
 use crate::cpu::Width;
 use crate::memory::GuestPhys;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::task::Waker;
 
 /// A device's function on the PCI bus.
 ///
@@ -18,6 +23,23 @@ pub trait PciFunction: Send {
 
     /// Its configuration space, to change.
     fn config_mut(&mut self) -> &mut ConfigSpace;
+
+    /// It is on a bus now. Waking `waker`, from wherever, has [`Self::poll`] called soon.
+    fn connect(&mut self, waker: Waker) {
+        let _ = waker;
+    }
+
+    /// What it waits for outside may have come.
+    fn poll(&mut self, ctx: &mut Context) {
+        let _ = ctx;
+    }
+
+    /// The guest's life is over: it takes no more requests from the guest. Whether none is under way any more;
+    /// where one is, this is asked again after the function was woken.
+    fn wind_down(&mut self, ctx: &mut Context) -> bool {
+        let _ = ctx;
+        true
+    }
 
     /// The guest wrote its configuration space from `offset` on.
     fn config_written(&mut self, offset: u8, ctx: &mut Context) {
@@ -76,33 +98,69 @@ pub(super) struct PciBus {
     address: u32,
     functions: Vec<(PciAddress, Box<dyn PciFunction>)>,
     windows: Vec<Window>,
+    news: Arc<FunctionNews>,
+    /// Where the next BAR may go, as if firmware had placed them.
+    next_bar: u64,
 }
 
 const ADDRESS_ENABLE: u32 = 1 << 31;
 const ADDRESS_BITS: u32 = 0x80ff_fffc;
 
 impl PciBus {
-    /// A q35's bus with its two bridges.
-    pub(super) fn new() -> Self {
+    /// A q35's bus with its two bridges. `news` is woken when [`Self::poll`] has something to do.
+    pub(super) fn new(news: Waker) -> Self {
         let functions: Vec<(PciAddress, Box<dyn PciFunction>)> = alloc::vec![
             (PciAddress::new(0, 0, 0), Box::new(Bridge(host_bridge())) as _),
             (PciAddress::new(0, 0x1f, 0), Box::new(Bridge(lpc_bridge())) as _),
         ];
-        Self { address: 0, functions, windows: Vec::new() }
+        let (news, next_bar) = (FunctionNews::new(news), PCI_WINDOW_BASE.get());
+        Self { address: 0, functions, windows: Vec::new(), news, next_bar }
     }
 
-    /// Adds a function.
+    /// Adds a function, and gives it places in memory.
     pub(super) fn add(
         &mut self,
         address: PciAddress,
-        function: Box<dyn PciFunction>,
+        mut function: Box<dyn PciFunction>,
     ) -> Result<(), AddressTaken> {
         if self.functions.iter().any(|(taken, _)| *taken == address) {
             return Err(AddressTaken(address));
         }
+        self.place_bars(function.config_mut());
+        function.connect(self.news.waker(self.functions.len()));
         self.functions.push((address, function));
         self.place_windows();
         Ok(())
+    }
+
+    /// Puts BARs where firmware would. One for which there is no room stays where it cannot answer.
+    fn place_bars(&mut self, config: &mut ConfigSpace) {
+        let window_end = PCI_WINDOW_BASE.get().saturating_add(PCI_WINDOW_BYTES);
+        for bar in 0..6 {
+            let Some(BarLayout { bytes, .. }) = config.bar_layout(bar) else { continue };
+            let base = self.next_bar.checked_next_multiple_of(bytes);
+            let end = base.and_then(|base| base.checked_add(bytes)).filter(|end| *end <= window_end);
+            if let (Some(base), Some(end)) = (base, end) {
+                config.place_bar(bar, base as u32);
+                self.next_bar = end;
+            }
+        }
+    }
+
+    /// Has those functions that were woken look at what has come for them.
+    pub(super) fn poll(&mut self, ctx: &mut Context) {
+        let woken = self.news.take();
+        for (n, (_, function)) in self.functions.iter_mut().enumerate() {
+            if woken.has(n) {
+                function.poll(ctx);
+            }
+        }
+    }
+
+    /// Has all functions take no more requests. Whether none is under way any more.
+    pub(super) fn wind_down(&mut self, ctx: &mut Context) -> bool {
+        self.news.take();
+        self.functions.iter_mut().fold(true, |quiet, (_, function)| function.wind_down(ctx) && quiet)
     }
 
     /// Reads the configuration ports, of which a data access lies within the four data ports.
@@ -273,6 +331,8 @@ fn lpc_bridge() -> ConfigSpace {
 mod tests {
     use super::*;
     use crate::chipset::tests::Board;
+    use crate::requests::Requests;
+    use crate::requests::testing::{Bell, Promise};
     use proptest::prelude::*;
 
     /// A function with two BARs that shows where it was reached, and its command register's last write.
@@ -380,7 +440,10 @@ mod tests {
         );
 
         let config = 0xb000_0000 + (3 << 15);
-        board.write(config + 0x10, Width::Dword, 0xc000_0000).unwrap();
+        assert_eq!(board.read(config + 0x10, Width::Dword), Some(0xc000_0000), "placed as by firmware");
+        assert_eq!(board.read(config + 0x18, Width::Qword), Some(0xc000_400c));
+        assert_eq!(board.read(0xc000_4020, Width::Dword), Some(0x2_0020));
+        board.write(config + 4, Width::Word, 0).unwrap();
         board.write(config + 0x18, Width::Qword, 0x10_0000_0000).unwrap();
         assert_eq!(board.read(0xc000_0000, Width::Dword), None, "memory is off");
         board.write(config + 4, Width::Word, 2).unwrap();
@@ -395,6 +458,63 @@ mod tests {
         board.write(config + 0x10, Width::Dword, 0xc001_0000).unwrap();
         assert_eq!(board.read(0xc000_0000, Width::Dword), None);
         assert_eq!(board.read(0xc001_0000, Width::Dword), Some(0));
+    }
+
+    /// A function that waits for one request and says so at port 0xE9.
+    struct Waiting {
+        config: ConfigSpace,
+        promise: Promise<u8>,
+        requests: Option<Requests<(), u8>>,
+    }
+
+    impl PciFunction for Waiting {
+        fn config(&self) -> &ConfigSpace {
+            &self.config
+        }
+        fn config_mut(&mut self) -> &mut ConfigSpace {
+            &mut self.config
+        }
+        fn connect(&mut self, waker: Waker) {
+            let requests = self.requests.insert(Requests::new(1, waker));
+            requests.start((), self.promise.kept(()));
+        }
+        fn poll(&mut self, ctx: &mut Context) {
+            ctx.console.debug(b'?');
+            while let Some(((), byte)) = self.requests.as_mut().unwrap().take_ended() {
+                ctx.console.debug(byte);
+            }
+        }
+        fn wind_down(&mut self, ctx: &mut Context) -> bool {
+            self.requests.as_mut().unwrap().forget();
+            self.poll(ctx);
+            self.requests.as_ref().unwrap().is_empty()
+        }
+    }
+
+    #[test]
+    fn only_functions_with_news_are_asked() {
+        let bell = Arc::new(Bell::default());
+        let mut bus = PciBus::new(Waker::from(Arc::clone(&bell)));
+        let promises: Vec<Promise<u8>> = (0..3).map(|_| Promise::new()).collect();
+        for (n, promise) in (0..).zip(&promises) {
+            let waiting = Waiting { config: lpc_bridge(), promise: promise.clone(), requests: None };
+            bus.add(PciAddress::new(0, 2 + n, 0), Box::new(waiting)).unwrap();
+        }
+        let mut board = Board::new();
+        board.with(|_, ctx| bus.poll(ctx));
+        assert_eq!((bell.rings(), board.console.debugged.as_slice()), (0, [].as_slice()));
+        promises[1].end(b'1');
+        promises[0].end(b'0');
+        assert_eq!(bell.rings(), 1, "the guest is told once");
+        board.with(|_, ctx| bus.poll(ctx));
+        board.with(|_, ctx| bus.poll(ctx));
+        assert_eq!(board.console.debugged, b"?0?1");
+        assert!(!board.with(|_, ctx| bus.wind_down(ctx)), "one is under way");
+        promises[2].end(b'2');
+        assert_eq!(bell.rings(), 2);
+        board.console.debugged.clear();
+        assert!(board.with(|_, ctx| bus.wind_down(ctx)));
+        assert_eq!(board.console.debugged, b"???", "nobody waits for it any more");
     }
 
     proptest! {

@@ -233,6 +233,20 @@ impl ConfigSpace {
         bytes
     }
 
+    /// Puts BAR `n` to `base`, as firmware does, and switches memory on.
+    pub(super) fn place_bar(&mut self, n: u8, base: u32) {
+        let at = bar_register(n);
+        let flags = u32::from_le_bytes(self.get(at));
+        self.set(at, &(flags | base).to_le_bytes());
+        let [command] = self.get(register::COMMAND);
+        self.set(register::COMMAND, &[command | COMMAND_MEMORY]);
+    }
+
+    /// What BAR `n` asks for, wherever it is; `None` where there is no such BAR.
+    pub(super) fn bar_layout(&self, n: u8) -> Option<BarLayout> {
+        *self.bars.get(usize::from(n))?
+    }
+
     /// Where BAR `n` answers: `None` while the function's memory is off or there is no such BAR.
     pub fn bar(&self, n: u8) -> Option<(u64, BarLayout)> {
         let layout = (*self.bars.get(usize::from(n))?)?;

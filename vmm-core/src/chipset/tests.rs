@@ -1,6 +1,7 @@
 //! The board as a whole: what a guest's ports and memory accesses bring about at its local APICs.
 
 use super::*;
+use crate::memory::{HeapBlock, Region};
 use crate::time::TscClock;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -36,8 +37,21 @@ impl Console for Output {
 pub(super) struct Board {
     pub(super) chipset: Chipset,
     pub(super) console: Output,
-    apics: LocalApics,
+    pub(super) apics: LocalApics,
+    pub(super) memory: Arc<GuestMemory>,
     now: Instant,
+}
+
+/// 1 MiB from zero on.
+pub(super) fn memory() -> Arc<GuestMemory> {
+    let block = Box::new(HeapBlock::zeroed(1 << 20, 4096).unwrap());
+    Arc::new(GuestMemory::new(alloc::vec![Region::new(GuestPhys::new(0), block)]).unwrap())
+}
+
+/// Runs `work` for a device whose messages `apics` takes.
+pub(super) fn with_bus<R>(apics: &dyn ApicBus, work: impl FnOnce(&mut Context) -> R) -> R {
+    let (mut console, memory) = (Output::default(), memory());
+    work(&mut Context { now: Instant::ZERO, console: &mut console, apics, memory: &memory })
 }
 
 impl Board {
@@ -50,9 +64,10 @@ impl Board {
             watchdog: true,
         };
         let board = Self {
-            chipset: Chipset::new(&config),
+            chipset: Chipset::new(&config, Waker::noop().clone()),
             console: Output::default(),
             apics: LocalApics::new(2, TscClock::new(1_000_000, Instant::ZERO)),
+            memory: memory(),
             now: Instant::ZERO,
         };
         for vcpu in 0..2 {
@@ -62,8 +77,9 @@ impl Board {
         board
     }
 
-    fn with<R>(&mut self, work: impl FnOnce(&mut Chipset, &mut Context) -> R) -> R {
-        let mut ctx = Context { now: self.now, console: &mut self.console, apics: &self.apics };
+    pub(super) fn with<R>(&mut self, work: impl FnOnce(&mut Chipset, &mut Context) -> R) -> R {
+        let (now, apics, memory) = (self.now, &self.apics, &self.memory);
+        let mut ctx = Context { now, console: &mut self.console, apics, memory };
         work(&mut self.chipset, &mut ctx)
     }
 

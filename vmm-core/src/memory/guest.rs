@@ -263,6 +263,15 @@ impl GuestMemory {
         self.host_address(at, len).is_some() || self.check(at, len).is_ok()
     }
 
+    /// Where the byte at `at` lies on the host, and how many from there on lie in one piece.
+    pub fn piece(&self, at: GuestPhys) -> Option<(HostPhys, u64)> {
+        self.regions.iter().find_map(|region| {
+            let offset = at.offset_from(region.base)?;
+            let room = region.len.checked_sub(offset).filter(|room| *room > 0)?;
+            Some((region.host.checked_add(offset)?, room))
+        })
+    }
+
     /// The region of `at`, for reading many 8-byte words around there; `None` where no memory is, or where
     /// words at multiples of 8 are not aligned on the host.
     #[inline]

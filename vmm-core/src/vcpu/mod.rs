@@ -200,6 +200,10 @@ impl Vcpu {
             if self.guest.has_ended() {
                 return Left::Ended;
             }
+            if self.guest.news_wait() {
+                // What this exit did may be what a device waits for, of this guest or of another.
+                return Left::Interrupted;
+            }
         }
     }
 

@@ -1,0 +1,68 @@
+//! A guest's disks: what stores their blocks, and as what the guest sees them.
+
+use crate::chipset::PciFunction;
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt;
+use storage::BlockDevice;
+
+/// One disk of a guest.
+#[derive(Clone)]
+pub struct GuestDisk {
+    /// What stores its blocks, from one life of the guest to the next.
+    pub device: Arc<dyn BlockDevice>,
+    /// As what the guest sees it.
+    pub model: DiskModel,
+    /// Its serial number: as much of it as the model has room for.
+    pub serial: String,
+    /// Whether what was written may be lost with the power until the guest flushes it.
+    pub write_back: bool,
+}
+
+/// As what a guest sees a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskModel {
+    /// A virtio block device.
+    Virtio,
+    /// An NVMe controller with one namespace.
+    Nvme,
+}
+
+impl fmt::Display for DiskModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Virtio => "virtio",
+            Self::Nvme => "nvme",
+        })
+    }
+}
+
+/// Why a guest cannot have a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskError {
+    /// This build cannot show disks as that.
+    NoModel(DiskModel),
+    /// There are so many before it that no slot of the bus is left.
+    NoSlot,
+}
+
+impl fmt::Display for DiskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoModel(model) => write!(f, "this build has no {model} disks for guests"),
+            Self::NoSlot => f.write_str("its PCI bus has no slot left for another disk"),
+        }
+    }
+}
+
+impl core::error::Error for DiskError {}
+
+impl GuestDisk {
+    /// The controller through which the guest reaches it, new after power-on.
+    pub(crate) fn controller(&self) -> Result<Box<dyn PciFunction>, DiskError> {
+        match self.model {
+            DiskModel::Virtio | DiskModel::Nvme => Err(DiskError::NoModel(self.model)),
+        }
+    }
+}
