@@ -32,11 +32,23 @@ extern crate alloc;
 pub mod dma;
 mod driver;
 mod list;
+#[cfg(feature = "nvme")]
+pub mod nvme;
 pub mod pci;
 pub mod platform;
 pub mod reply;
+// Not every driver needs all of it.
+#[cfg(any(feature = "nvme", feature = "ahci", feature = "ata"))]
+#[allow(dead_code)]
+mod requests;
+// Not every driver needs all of it.
+#[cfg(any(feature = "nvme", feature = "ahci", feature = "ata"))]
+#[allow(dead_code)]
+mod task;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod trial;
 
 pub use driver::{Disk, Driver, Error};
 pub use list::{DRIVERS, Entry, driver_of};

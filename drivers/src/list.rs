@@ -19,7 +19,10 @@ pub struct Entry {
 }
 
 /// All drivers that were not left out.
-pub const DRIVERS: &[Entry] = &[];
+pub const DRIVERS: &[Entry] = &[
+    #[cfg(feature = "nvme")]
+    crate::nvme::ENTRY,
+];
 
 /// The driver for a function, if there is one.
 pub fn driver_of(function: &Function) -> Option<&'static Entry> {

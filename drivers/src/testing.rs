@@ -184,13 +184,17 @@ impl Memory for Ram {
     fn read(&self, at: usize, bytes: &mut [u8]) {
         let ram = self.ram.lock();
         let (block, _) = find(&ram, self.address, 0);
-        bytes.iter_mut().zip(ram[block].bytes.iter().skip(at)).for_each(|(to, from)| *to = *from);
+        let there = ram[block].bytes.get(at..).unwrap_or_default();
+        let len = there.len().min(bytes.len());
+        bytes[..len].copy_from_slice(&there[..len]);
     }
 
     fn write(&self, at: usize, bytes: &[u8]) {
         let mut ram = self.ram.lock();
         let (block, _) = find(&ram, self.address, 0);
-        ram[block].bytes.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
+        let there = ram[block].bytes.get_mut(at..).unwrap_or_default();
+        let len = there.len().min(bytes.len());
+        there[..len].copy_from_slice(&bytes[..len]);
     }
 
     fn piece(&self, at: usize) -> Option<Piece> {
@@ -230,18 +234,20 @@ impl Memory for Scattered {
     }
 
     fn read(&self, at: usize, bytes: &mut [u8]) {
-        for (n, byte) in bytes.iter_mut().enumerate() {
-            if let Some((part, at)) = self.part(at + n) {
-                part.read(at, core::slice::from_mut(byte));
-            }
+        let mut done = 0;
+        while let Some((part, within)) = self.part(at + done).filter(|_| done < bytes.len()) {
+            let len = (part.len - within).min(bytes.len() - done);
+            part.read(within, &mut bytes[done..done + len]);
+            done += len;
         }
     }
 
     fn write(&self, at: usize, bytes: &[u8]) {
-        for (n, byte) in bytes.iter().enumerate() {
-            if let Some((part, at)) = self.part(at + n) {
-                part.write(at, core::slice::from_ref(byte));
-            }
+        let mut done = 0;
+        while let Some((part, within)) = self.part(at + done).filter(|_| done < bytes.len()) {
+            let len = (part.len - within).min(bytes.len() - done);
+            part.write(within, &bytes[done..done + len]);
+            done += len;
         }
     }
 
