@@ -141,6 +141,20 @@ pub fn deaf_guest(lab: &Lab) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// A guest sends its second CPU, which has a core of its own, back to its beginning thousands of times.
+pub fn start_up(lab: &Lab) -> Result<Outcome> {
+    let variant = lab.unfilled(
+        Emulator::Qemu,
+        "start-up",
+        &manifest(&[Guest { properties: "cpus = <2>;", ..Guest::tiny("tiny", "cbfs:guests/start-up") }]),
+    )?;
+    variant.cbfs.add("guests/start-up", &guests::tiny(lab.project(), "start-up")?)?;
+    let mut machine = variant.boot()?;
+    machine.expect("(PASS|FAIL) start-up", BOOT)?;
+    machine.expect(r"\] tiny: powered off$", ANSWER)?;
+    Ok(Outcome::Passed)
+}
+
 /// Debian's kernel finds the watchdog timer with its own driver. As long as it is fed the guest lives; then the guest
 /// has crashed, and its owner wants it to start again.
 pub fn watchdog(lab: &Lab) -> Result<Outcome> {

@@ -320,12 +320,12 @@ impl LocalApic {
         self.waiting_for_startup
     }
 
-    /// Whether a halted vCPU has a reason to go on. Interrupts count only while the vCPU has them on.
+    /// Whether a halted vCPU has a reason to go on. Interrupts count only while the vCPU has them on, and one that has
+    /// not begun takes nothing (SDM 3, 9.4.4 and 24.4.2): it is not halted where INIT left it, and must not go on
+    /// there, until [`Self::take_startup`] says where.
     pub const fn has_event(&self, interrupts_on: bool) -> bool {
-        self.nmi
-            || self.init
-            || self.startup.is_some()
-            || interrupts_on && (self.deliverable != 0 || self.external_pending())
+        let begun = !self.waiting_for_startup && self.startup.is_none();
+        begun && (self.nmi || interrupts_on && (self.deliverable != 0 || self.external_pending()))
     }
 
     // Where the CPU does part of the work while the guest runs.
@@ -1243,7 +1243,10 @@ mod tests {
         assert!(apic.take_init());
         assert_eq!(read(&mut apic, XAPIC_SVR), 0xff);
         assert!(apic.is_waiting_for_startup());
+        apic.accept(&ApicMessage { delivery: DeliveryMode::Nmi, ..init });
+        assert!(!apic.has_event(true), "an NMI begins nothing");
         assert!(apic.accept(&startup));
+        assert!(!apic.has_event(true), "it has not been told where yet");
         assert_eq!(apic.take_startup(), Some(0x99));
         assert!(!apic.accept(&startup), "the second one comes too late");
         assert_eq!(apic.take_startup(), None);

@@ -77,7 +77,7 @@ static mut STACKS: Stacks = Stacks([[0; STACK_BYTES]; MOST]);
 /// For the CPU that is being started: the end of its stack, and its function.
 static STACK_TOP: AtomicU64 = AtomicU64::new(0);
 static FUNCTION: AtomicUsize = AtomicUsize::new(0);
-/// How many were started, and how many of them run.
+/// How many were started, and how often one began to run.
 static STARTED: AtomicUsize = AtomicUsize::new(0);
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
@@ -91,9 +91,21 @@ pub fn start(apic_id: u8, function: fn() -> !) {
     for offset in 0..&raw const start_up_end as u64 - begin {
         memory::write(START + offset, memory::read::<u8>(begin + offset));
     }
+    begin_and_wait(apic_id);
+}
+
+/// Sends the CPU that was started last, the one with this APIC number, back to its beginning, and waits until it runs
+/// its function again.
+pub fn start_over(apic_id: u8) {
+    begin_and_wait(apic_id);
+}
+
+/// Sends the two messages one right behind the other, and waits.
+fn begin_and_wait(apic_id: u8) {
+    let before = RUNNING.load(SeqCst);
     apic::send(apic_id, apic::INIT);
     apic::send(apic_id, apic::START_UP | u32::from(START_PAGE));
-    while RUNNING.load(SeqCst) <= number {
+    while RUNNING.load(SeqCst) == before {
         // Bochs 2.7 keeps even a monitor's interrupts from a guest that was entered with its own off: on a single
         // core the other CPU would have no turn.
         cpu::take_interrupts();
