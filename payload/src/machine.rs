@@ -1,10 +1,10 @@
 //! This machine as the monitor sees it.
 
-use crate::debug;
 use crate::host::memory::FrameAllocator;
 use crate::host::time::Clock;
 use crate::host::{apic, cpu, exceptions, heap, interrupts, rtc};
 use crate::{console::serial, info};
+use crate::{debug, devices};
 use alloc::boxed::Box;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -77,6 +77,7 @@ impl Host for Machine {
 
     fn arm_timer(&self, deadline: Option<Instant>) {
         let mut deadline = deadline.map_or(u64::MAX, Instant::as_nanos);
+        deadline = deadline.min(devices::next_look(|| self.clock.now()));
         if self.core() == 0 {
             deadline = deadline.min(ATTENTION.load(Ordering::Relaxed));
             if serial::needs_polling() {
@@ -89,6 +90,7 @@ impl Host for Machine {
 
     fn serve_interrupts(&self) {
         interrupts::service_interrupts();
+        devices::look();
         if polls_serial() {
             serial::poll();
         }
@@ -96,6 +98,7 @@ impl Host for Machine {
 
     fn wait_for_interrupt(&self) {
         interrupts::idle();
+        devices::look();
         if polls_serial() {
             serial::poll();
         }

@@ -8,6 +8,8 @@
 extern crate alloc;
 
 mod console;
+#[cfg_attr(not(feature = "pci"), path = "no_devices.rs")]
+mod devices;
 #[cfg_attr(not(feature = "prompt"), path = "no_editor.rs")]
 mod editor;
 #[cfg(target_os = "none")]
@@ -32,6 +34,7 @@ use coreboot_config::cbfs::Cbfs;
 use coreboot_config::tables::{CorebootTable, MemoryKind, MemoryRange, Serial, SerialKind};
 use guests::Wanted;
 use host::acpi::Acpi;
+use host::apic::io::{IoApics, Line};
 use host::memory::{FrameAllocator, Range, Record, Use};
 use host::physical::{EarlyMemory, FirmwareMemory};
 use host::time::{Calibration, Clock};
@@ -66,11 +69,12 @@ fn boot(table: u64, entry_tsc: u64) -> ! {
     start_other_consoles(&table);
 
     let acpi = read_acpi(&table);
-    let clock = start_interrupts_and_time(&table, acpi.as_ref(), entry_tsc);
+    let (clock, io_apics) = start_interrupts_and_time(&table, acpi.as_ref(), entry_tsc);
     let core = start_virtualization();
     if core.is_some() {
         smp::start(acpi.as_ref(), frames, clock);
     }
+    devices::start(acpi.as_ref(), frames, clock, io_apics, table.framebuffer().is_some());
     check_page_tables();
     timeline::mark(Step::Devices);
 
@@ -226,10 +230,15 @@ fn read_acpi(table: &CorebootTable) -> Option<Acpi> {
 }
 
 /// Starts the local APIC, the clock and the serial console's interrupt.
-fn start_interrupts_and_time(table: &CorebootTable, acpi: Option<&Acpi>, entry_tsc: u64) -> &'static Clock {
+fn start_interrupts_and_time(
+    table: &CorebootTable,
+    acpi: Option<&Acpi>,
+    entry_tsc: u64,
+) -> (&'static Clock, Option<&'static IoApics>) {
     apic::silence_pic();
     complain("local APIC", apic::local::start(acpi.is_some_and(smp::needs_x2apic)));
     let calibration = Calibration::start(acpi);
+    let mut io_apics = None;
     if let Some(madt) = acpi.and_then(|acpi| acpi.madt.as_ref()) {
         info!(
             "interrupts: CPU {} of {} in {} mode",
@@ -237,19 +246,23 @@ fn start_interrupts_and_time(table: &CorebootTable, acpi: Option<&Acpi>, entry_t
             madt.cpus.iter().filter(|cpu| cpu.enabled).count(),
             apic::local::mode()
         );
-        match apic::io::IoApics::start(madt) {
-            Ok(io_apics) => route_serial(table, &io_apics),
+        match IoApics::start(madt) {
+            Ok(all) => {
+                let all: &'static IoApics = Box::leak(Box::new(all));
+                route_serial(table, all);
+                io_apics = Some(all);
+            }
             Err(error) => warn!("I/O APIC: {error}"),
         }
     }
-    calibration.finish(entry_tsc)
+    (calibration.finish(entry_tsc), io_apics)
 }
 
 /// Lets the serial port's interrupt through; without it the port is polled.
-fn route_serial(table: &CorebootTable, io_apics: &apic::io::IoApics) {
+fn route_serial(table: &CorebootTable, io_apics: &IoApics) {
     let Some(irq) = table.serial().as_ref().and_then(serial::isa_interrupt) else { return };
     interrupts::on_serial(serial::interrupted);
-    match io_apics.route_isa(irq, interrupts::vector::SERIAL, apic::local::id()) {
+    match io_apics.route(Line::Isa(irq), interrupts::vector::SERIAL, apic::local::id()) {
         Ok(()) => serial::use_interrupts(),
         Err(error) => warn!("serial console: {error}; it is polled"),
     }

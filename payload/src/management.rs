@@ -7,7 +7,7 @@ use crate::host::exceptions::Mistake;
 use crate::host::memory::{FrameAllocator, Range};
 use crate::host::time::Clock;
 use crate::host::{heap, power};
-use crate::{console, log, timeline, warn};
+use crate::{console, devices, log, timeline, warn};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
@@ -28,6 +28,7 @@ reset GUEST
 console [GUEST]    show this guest, or all; Ctrl-] m leads back here
 log [GUEST]        Peerboot's log, or what is kept of a guest's output
 exits [GUEST]      why guests came back to Peerboot, and how often
+devices            devices on PCI, what drives them, and disks
 memory             who has which memory
 timeline           when the boot reached which step
 crash HOW          have Peerboot fail, to see its report
@@ -208,6 +209,7 @@ impl<'a> Management<'a> {
             ["log", guest] => show_output(guest, out)?,
             ["exits"] => self.exits(None, out)?,
             ["exits", guest] => self.exits(Some(guest), out)?,
+            ["devices"] => devices::list(out)?,
             ["memory"] => self.memory(machine, out)?,
             ["timeline"] => timeline::lines(machine.clock).try_for_each(|line| writeln!(out, "{line}"))?,
             ["reboot"] => {

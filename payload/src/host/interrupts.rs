@@ -20,6 +20,9 @@ pub mod vector {
     pub const SERIAL: u8 = 0x41;
     /// Another core wants this one to look for work.
     pub const WAKE: u8 = 0x42;
+    /// The first and the last of those that devices are given.
+    pub const FIRST_OF_DEVICES: u8 = 0x50;
+    pub const LAST_OF_DEVICES: u8 = 0xef;
     /// The LAPIC's spurious interrupt; the low four bits are ones, as old LAPICs want.
     pub const SPURIOUS: u8 = 0xff;
 }
@@ -139,6 +142,8 @@ static GATES: Once<[Gate; 256]> = Once::new();
 
 /// What the serial console wants done when its interrupt comes.
 static SERIAL_HANDLER: Once<fn()> = Once::new();
+/// What devices want done when one of their vectors comes.
+static DEVICE_HANDLER: Once<fn(u8)> = Once::new();
 
 /// Makes this CPU report its exceptions and serve its interrupts.
 pub fn load() {
@@ -167,6 +172,12 @@ pub fn on_serial(handler: fn()) {
     SERIAL_HANDLER.call_once(|| handler);
 }
 
+/// From now on `handler` runs on devices' interrupts, with the vector.
+#[cfg(feature = "pci")]
+pub fn on_device(handler: fn(u8)) {
+    DEVICE_HANDLER.call_once(|| handler);
+}
+
 /// Where every interrupt and exception arrives.
 extern "sysv64" fn dispatch(interrupted: &mut Interrupted) {
     match interrupted.vector as u8 {
@@ -178,6 +189,12 @@ extern "sysv64" fn dispatch(interrupted: &mut Interrupted) {
         vector::SERIAL => {
             if let Some(handler) = SERIAL_HANDLER.get() {
                 handler();
+            }
+            apic::local::end_of_interrupt();
+        }
+        number @ vector::FIRST_OF_DEVICES..=vector::LAST_OF_DEVICES => {
+            if let Some(handler) = DEVICE_HANDLER.get() {
+                handler(number);
             }
             apic::local::end_of_interrupt();
         }

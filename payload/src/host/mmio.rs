@@ -84,3 +84,9 @@ impl Mmio {
     access!(read_u8, write_u8, u8);
     access!(read_u32, write_u32, u32);
 }
+
+#[cfg(feature = "pci")]
+impl Mmio {
+    access!(read_u16, write_u16, u16);
+    access!(read_u64, write_u64, u64);
+}

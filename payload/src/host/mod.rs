@@ -6,6 +6,8 @@ pub mod acpi;
 pub mod apic;
 pub mod cpu;
 mod descriptors;
+#[cfg(feature = "pci")]
+pub mod dma;
 pub mod exceptions;
 pub mod heap;
 mod image;

@@ -69,6 +69,20 @@ impl Ports {
         unsafe { asm!("out dx, ax", in("ax") value, in("dx") self.port(offset), options(nomem, nostack)) }
     }
 
+    /// The ports of PCI's configuration space. What is written there moves devices' registers, and lets them write memory:
+    /// to be given to nobody but PCI's own code.
+    #[cfg(feature = "pci")]
+    pub const fn pci_configuration() -> Self {
+        Self { base: 0xcf8, count: 8 }
+    }
+
+    /// Writes four bytes.
+    #[cfg(feature = "pci")]
+    pub fn write_u32(self, offset: u16, value: u32) {
+        // SAFETY: as for `read_u8`.
+        unsafe { asm!("out dx, eax", in("eax") value, in("dx") self.port(offset), options(nomem, nostack)) }
+    }
+
     /// Reads four bytes.
     pub fn read_u32(self, offset: u16) -> u32 {
         let value;
