@@ -118,12 +118,15 @@ impl Service {
         if now < next {
             return;
         }
-        NEXT_WATCH.store(now + WATCH, Ordering::Relaxed);
         for Running { driver, function } in &self.running {
             if driver.deadline().is_some_and(|deadline| deadline <= now) && driver.recover() {
-                warn!("PCI {} ({}): a request was not answered in time", function.address(), driver.name());
+                warn!("PCI {} ({}): does not answer, and is reset", function.address(), driver.name());
             }
         }
+        // What is being brought back goes on soon.
+        let first = self.running.iter().filter_map(|running| running.driver.deadline()).min();
+        let soon = first.map_or(u64::MAX, |first| first.max(now + POLL));
+        NEXT_WATCH.store(soon.min(now + WATCH), Ordering::Relaxed);
     }
 }
 
