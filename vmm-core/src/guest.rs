@@ -6,7 +6,8 @@
 use crate::boot::memory_map::MemoryMapError;
 use crate::boot::{self, BootError, BootProtocol, MemoryMap};
 use crate::chipset::{
-    ApicBus, ApicEffect, Chipset, ChipsetConfig, Console, Context, LocalApics, PciAddress, PlatformEvent,
+    ApicBus, ApicEffect, Chipset, ChipsetConfig, Complaint, Console, Context, LocalApics, PciAddress,
+    PlatformEvent,
     layout::{FIRST_SLOT, LAST_SLOT},
 };
 use crate::cpu::{Core, EntryFailure, Exit};
@@ -295,6 +296,8 @@ pub(crate) enum Unknown {
     Hypercall(u64),
     /// By RIP.
     Instruction(u64),
+    /// By what kind of device its driver has broken.
+    Driver(&'static str),
 }
 
 /// Guest memory comes in pieces of at least this many bytes, so that nested pages of that size fit.
@@ -478,7 +481,9 @@ impl Guest {
         let mut chipset = self.chipset.lock();
         let mut console = &*self.terminal;
         let (apics, memory) = (&self.apics, &self.memory);
-        let result = work(&mut chipset, &mut Context { now, console: &mut console, apics, memory });
+        let mut context = Context { now, console: &mut console, apics, memory, complaint: None };
+        let result = work(&mut chipset, &mut context);
+        let complaint = context.complaint;
         let event = chipset.take_event();
         if by != Some(0) {
             let deadline = chipset.next_deadline().map_or(u64::MAX, Instant::as_nanos);
@@ -487,6 +492,9 @@ impl Guest {
             }
         }
         drop(chipset);
+        if let Some(Complaint { device, what }) = complaint {
+            self.report(Unknown::Driver(device), format_args!("{what}"));
+        }
         match event {
             Some(PlatformEvent::PowerOff) => self.end(End::PowerOff),
             Some(PlatformEvent::Reset) => self.end(End::Reset),

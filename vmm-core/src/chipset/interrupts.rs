@@ -2,7 +2,7 @@
 
 use super::apic_message::ApicBus;
 use super::io_apic::IoApic;
-use super::layout::{PIT_IRQ, PIT_PIN};
+use super::layout::{FIRST_PCI_PIN, PIT_IRQ, PIT_PIN};
 use super::pic::PicPair;
 
 /// Both interrupt controllers and the wires to them.
@@ -11,6 +11,8 @@ pub(super) struct Interrupts {
     pub(super) io_apic: IoApic,
     /// ISA interrupts whose wires are high.
     lines: u16,
+    /// PCI interrupts that are asserted: a bit for each IOAPIC pin from 16 on.
+    pci: u8,
     /// What the local APICs know of the 8259 pair's output.
     intr: bool,
 }
@@ -27,7 +29,7 @@ impl Interrupts {
     pub(super) const fn new() -> Self {
         // The PIT's output is high until a guest has it count: that is no edge.
         let lines = 1 << PIT_IRQ;
-        Self { pic: PicPair::new(), io_apic: IoApic::new(), lines, intr: false }
+        Self { pic: PicPair::new(), io_apic: IoApic::new(), lines, pci: 0, intr: false }
     }
 
     /// Sets the wire of `irq`, 0 to 15.
@@ -40,6 +42,14 @@ impl Interrupts {
         self.pic.set_irq(irq, high);
         self.io_apic.set_pin(pin(irq), high, apics);
         self.drive_intr(apics);
+    }
+
+    /// Says which PCI interrupts are asserted: a bit for each pin of the IOAPIC from 16 on. They end nowhere else.
+    pub(super) fn set_pci(&mut self, asserted: u8, apics: &dyn ApicBus) {
+        let changed = core::mem::replace(&mut self.pci, asserted) ^ asserted;
+        for n in (0..8_u8).filter(|n| changed >> n & 1 != 0) {
+            self.io_apic.set_pin(FIRST_PCI_PIN.saturating_add(n), asserted >> n & 1 != 0, apics);
+        }
     }
 
     /// A rising edge, whatever the wire was before.

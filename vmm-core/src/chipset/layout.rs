@@ -54,10 +54,12 @@ pub const RTC_IRQ: u8 = 8;
 /// The ACPI system control interrupt: level, active high by a MADT override.
 pub const SCI_IRQ: u8 = 9;
 
+/// The first of the eight IOAPIC pins that PCI interrupts reach.
+pub const FIRST_PCI_PIN: u8 = 16;
 /// The IOAPIC pin that interrupt INTA to INTD (`pin` 0 to 3) of a PCI device on bus 0 reaches: 16 to 23, level,
 /// active low. What `_PRT` in the DSDT says.
 pub const fn intx_pin(device: u8, pin: u8) -> u8 {
-    16 | (device.wrapping_add(pin) & 7)
+    FIRST_PCI_PIN | (device.wrapping_add(pin) & 7)
 }
 
 /// The master 8259's command port; its data port follows.

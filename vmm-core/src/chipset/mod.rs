@@ -39,6 +39,7 @@ use crate::cpu::Width;
 use crate::memory::{GuestMemory, GuestPhys};
 use crate::time::Instant;
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::sync::Arc;
 use core::task::Waker;
 use interrupts::Interrupts;
@@ -77,6 +78,24 @@ pub struct Context<'a> {
     pub apics: &'a dyn ApicBus,
     /// The guest's memory. A device has it for the access that it answers, and for its requests' buffers.
     pub memory: &'a Arc<GuestMemory>,
+    /// What a device has to say about the guest's driver: see [`Self::complain`].
+    pub complaint: Option<Complaint>,
+}
+
+impl Context<'_> {
+    /// Says for the log what the guest's driver of `device` did wrong. The first one counts.
+    pub fn complain(&mut self, device: &'static str, what: String) {
+        self.complaint.get_or_insert(Complaint { device, what });
+    }
+}
+
+/// What a driver did that none may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Whose driver: what kind of device.
+    pub device: &'static str,
+    /// What.
+    pub what: String,
 }
 
 /// What a board is made with.
@@ -155,6 +174,7 @@ impl Chipset {
     /// Has the devices look at what has come for them from outside.
     pub fn poll(&mut self, ctx: &mut Context) {
         self.pci.poll(ctx);
+        self.drive_intx(ctx);
     }
 
     /// The guest's life is over: the devices take no more requests. Whether none is under way any more.
@@ -171,7 +191,7 @@ impl Chipset {
                     self.drive_sci(ctx);
                     value
                 }
-                WideAccess::PciConfiguration => self.pci.port_read(port, width),
+                WideAccess::PciConfiguration => self.pci.port_read(port, width, ctx),
                 WideAccess::Watchdog(offset) => self.watchdog.as_ref()?.read(offset, width, ctx.now),
             });
         }
@@ -201,6 +221,7 @@ impl Chipset {
             }
             Some(WideAccess::PciConfiguration) => {
                 self.pci.port_write(port, width, value, ctx);
+                self.drive_intx(ctx);
                 return Some(());
             }
             Some(WideAccess::Watchdog(offset)) => {
@@ -227,9 +248,11 @@ impl Chipset {
             return Some(u64::from(self.interrupts.io_apic.read(offset)) & width.mask());
         }
         if let Some(offset) = offset_in(at, ECAM_BASE, ECAM_BYTES) {
-            return Some(self.pci.ecam_read(offset, width));
+            return Some(self.pci.ecam_read(offset, width, ctx));
         }
-        self.pci.memory_read(at, width, ctx)
+        let value = self.pci.memory_read(at, width, ctx);
+        self.drive_intx(ctx);
+        value
     }
 
     /// A write to memory that no RAM backs: `None` when no device lies there.
@@ -241,9 +264,12 @@ impl Chipset {
         }
         if let Some(offset) = offset_in(at, ECAM_BASE, ECAM_BYTES) {
             self.pci.ecam_write(offset, width, value, ctx);
+            self.drive_intx(ctx);
             return Some(());
         }
-        self.pci.memory_write(at, width, value, ctx)
+        let done = self.pci.memory_write(at, width, value, ctx);
+        self.drive_intx(ctx);
+        done
     }
 
     /// Whether an access to this port can change [`Self::next_deadline`]. The ports that a busy console uses
@@ -420,6 +446,10 @@ impl Chipset {
 
     fn drive_uart(&mut self, ctx: &mut Context) {
         self.interrupts.set(UART_IRQ, self.uart.irq(), ctx.apics);
+    }
+
+    fn drive_intx(&mut self, ctx: &mut Context) {
+        self.interrupts.set_pci(self.pci.interrupts(), ctx.apics);
     }
 
     fn drive_rtc(&mut self, ctx: &mut Context) {

@@ -3,6 +3,7 @@
 use super::Context;
 use super::layout::{
     ECAM_BASE, ECAM_LAST_BUS, PCI_ADDRESS_PORT, PCI_DATA_PORT, PCI_WINDOW_BASE, PCI_WINDOW_BYTES, PM_BASE,
+    intx_pin,
 };
 use super::pci_config::{BarLayout, ConfigSpace, PciAddress, PciIdentity, register};
 use super::wakers::FunctionNews;
@@ -39,6 +40,16 @@ pub trait PciFunction: Send {
     fn wind_down(&mut self, ctx: &mut Context) -> bool {
         let _ = ctx;
         true
+    }
+
+    /// Whether it asserts its interrupt pin, if it has one.
+    fn interrupt(&self) -> bool {
+        false
+    }
+
+    /// The guest is about to read its configuration space from `offset` on.
+    fn config_reading(&mut self, offset: u8, ctx: &mut Context) {
+        let _ = (offset, ctx);
     }
 
     /// The guest wrote its configuration space from `offset` on.
@@ -105,6 +116,8 @@ pub(super) struct PciBus {
 
 const ADDRESS_ENABLE: u32 = 1 << 31;
 const ADDRESS_BITS: u32 = 0x80ff_fffc;
+/// The command register's bit that keeps a function from asserting its interrupt pin.
+const COMMAND_NO_INTX: u16 = 1 << 10;
 
 impl PciBus {
     /// A q35's bus with its two bridges. `news` is woken when [`Self::poll`] has something to do.
@@ -147,6 +160,22 @@ impl PciBus {
         }
     }
 
+    /// The interrupt pins that are asserted: a bit for each of the IOAPIC's pins for them.
+    pub(super) fn interrupts(&self) -> u8 {
+        self.functions.iter().filter(|(_, function)| function.interrupt()).fold(
+            0,
+            |pins, (address, function)| {
+                let [pin] = function.config().get(register::INTERRUPT_PIN);
+                let disabled =
+                    u16::from_le_bytes(function.config().get(register::COMMAND)) & COMMAND_NO_INTX != 0;
+                match pin.checked_sub(1) {
+                    Some(pin) if !disabled => pins | 1 << (intx_pin(address.device(), pin) & 7),
+                    _ => pins,
+                }
+            },
+        )
+    }
+
     /// Has those functions that were woken look at what has come for them.
     pub(super) fn poll(&mut self, ctx: &mut Context) {
         let woken = self.news.take();
@@ -164,13 +193,13 @@ impl PciBus {
     }
 
     /// Reads the configuration ports, of which a data access lies within the four data ports.
-    pub(super) fn port_read(&self, port: u16, width: Width) -> u32 {
+    pub(super) fn port_read(&mut self, port: u16, width: Width, ctx: &mut Context) -> u32 {
         if port < PCI_DATA_PORT {
             // Only a dword reaches the address register.
             return if width == Width::Dword { self.address } else { width.mask() as u32 };
         }
         match self.selected(port) {
-            Some((address, offset)) => self.config_read(address, offset, width),
+            Some((address, offset)) => self.config_read(address, offset, width, ctx),
             None => width.mask() as u32,
         }
     }
@@ -187,14 +216,14 @@ impl PciBus {
     }
 
     /// Reads configuration space through the ECAM window.
-    pub(super) fn ecam_read(&self, offset: u64, width: Width) -> u64 {
+    pub(super) fn ecam_read(&mut self, offset: u64, width: Width, ctx: &mut Context) -> u64 {
         let (address, register) = (PciAddress::from_ecam(offset), offset as u16 & 0xfff);
         if width == Width::Qword {
-            let low = self.config_read(address, register, Width::Dword);
-            let high = self.config_read(address, register.wrapping_add(4), Width::Dword);
+            let low = self.config_read(address, register, Width::Dword, ctx);
+            let high = self.config_read(address, register.wrapping_add(4), Width::Dword, ctx);
             return u64::from(high) << 32 | u64::from(low);
         }
-        u64::from(self.config_read(address, register, width))
+        u64::from(self.config_read(address, register, width, ctx))
     }
 
     /// Writes configuration space through the ECAM window.
@@ -232,11 +261,13 @@ impl PciBus {
         (self.address & ADDRESS_ENABLE != 0).then(|| (PciAddress::from_register(self.address), register))
     }
 
-    fn config_read(&self, address: PciAddress, offset: u16, width: Width) -> u32 {
-        match self.functions.iter().find(|(own, _)| *own == address) {
-            Some((_, function)) => function.config().read(offset, width),
-            None => width.mask() as u32,
+    fn config_read(&mut self, address: PciAddress, offset: u16, width: Width, ctx: &mut Context) -> u32 {
+        let function = self.functions.iter_mut().find(|(own, _)| *own == address);
+        let Some((_, function)) = function else { return width.mask() as u32 };
+        if let Ok(at) = u8::try_from(offset) {
+            function.config_reading(at, ctx);
         }
+        function.config().read(offset, width)
     }
 
     fn config_write(

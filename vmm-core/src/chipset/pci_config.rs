@@ -42,6 +42,11 @@ impl PciAddress {
         Self((bus as u16) << 8 | (device as u16 & 0x1f) << 3 | function as u16 & 7)
     }
 
+    /// Its device number.
+    pub(super) const fn device(self) -> u8 {
+        (self.0 >> 3) as u8 & 0x1f
+    }
+
     /// The function whose configuration lies `offset` bytes into the ECAM window.
     pub(super) const fn from_ecam(offset: u64) -> Self {
         Self((offset >> 12) as u16)

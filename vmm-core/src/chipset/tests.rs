@@ -51,7 +51,7 @@ pub(super) fn memory() -> Arc<GuestMemory> {
 /// Runs `work` for a device whose messages `apics` takes.
 pub(super) fn with_bus<R>(apics: &dyn ApicBus, work: impl FnOnce(&mut Context) -> R) -> R {
     let (mut console, memory) = (Output::default(), memory());
-    work(&mut Context { now: Instant::ZERO, console: &mut console, apics, memory: &memory })
+    work(&mut Context { now: Instant::ZERO, console: &mut console, apics, memory: &memory, complaint: None })
 }
 
 impl Board {
@@ -79,7 +79,7 @@ impl Board {
 
     pub(super) fn with<R>(&mut self, work: impl FnOnce(&mut Chipset, &mut Context) -> R) -> R {
         let (now, apics, memory) = (self.now, &self.apics, &self.memory);
-        let mut ctx = Context { now, console: &mut self.console, apics, memory };
+        let mut ctx = Context { now, console: &mut self.console, apics, memory, complaint: None };
         work(&mut self.chipset, &mut ctx)
     }
 
