@@ -1,9 +1,19 @@
-//! A driver's side of rings, for tests: by the specification's text, and with what a driver may do wrong.
+//! A driver's side, for tests: by the specification's text, and with what a driver may do wrong.
 
+use super::Device;
+use super::pci::VirtioPci;
 use super::queue::{QueueLayout, RingFeatures};
+use crate::chipset::{ApicBus, ApicMessage, Console, Context, PciFunction};
+use crate::cpu::Width;
 use crate::memory::{GuestMemory, GuestPhys, HeapBlock, Region};
+use crate::requests::testing::{Bell, Promise};
+use crate::time::Instant;
 use alloc::sync::Arc;
-use std::collections::BTreeMap;
+use core::cell::RefCell;
+use core::task::Waker;
+use spin::Mutex;
+use std::collections::{BTreeMap, VecDeque};
+use storage::{BlockDevice, BlockError, Buffer, Geometry, Reply};
 
 /// Guest memory of `bytes` from zero on.
 pub fn memory(bytes: usize) -> Arc<GuestMemory> {
@@ -219,5 +229,288 @@ impl Driver {
             (0, wrap) => (self.layout.size - 1, !wrap),
             (index, wrap) => (index - 1, wrap),
         }
+    }
+}
+
+/// What became of a storage request in a test.
+pub type Outcome = Result<(), BlockError>;
+
+/// Storage in memory that answers at once or, held, when a test says so.
+pub struct Disk {
+    geometry: Geometry,
+    state: Mutex<DiskState>,
+}
+
+#[derive(Default)]
+struct DiskState {
+    bytes: Vec<u8>,
+    held: bool,
+    waiting: Vec<Promise<Outcome>>,
+    /// What it was asked, in words.
+    asked: Vec<String>,
+    fail: Option<BlockError>,
+}
+
+impl Disk {
+    pub fn new(block_size: u32, blocks: u64) -> Arc<Self> {
+        Self::with(Geometry { block_size, blocks, read_only: false, discards: true })
+    }
+
+    pub fn with(geometry: Geometry) -> Arc<Self> {
+        let bytes = (0..geometry.size()).map(|n| (n / 512 * 7 + n) as u8).collect();
+        Arc::new(Self { geometry, state: Mutex::new(DiskState { bytes, ..DiskState::default() }) })
+    }
+
+    /// Answers nothing from here on until told.
+    pub fn hold(&self) {
+        self.state.lock().held = true;
+    }
+
+    /// How many requests it holds.
+    pub fn held(&self) -> usize {
+        self.state.lock().waiting.len()
+    }
+
+    /// Lets the held request of this number end.
+    pub fn end(&self, number: usize) {
+        let promise = self.state.lock().waiting.remove(number);
+        promise.end(Ok(()));
+    }
+
+    /// Lets all that follow fail.
+    pub fn fail(&self, error: Option<BlockError>) {
+        self.state.lock().fail = error;
+    }
+
+    pub fn bytes(&self, at: usize, len: usize) -> Vec<u8> {
+        self.state.lock().bytes[at..at + len].to_vec()
+    }
+
+    /// What it was asked since.
+    pub fn take_asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lock().asked)
+    }
+
+    fn answer(&self, what: String, buffer: Option<Buffer>, work: impl FnOnce(&mut [u8])) -> Reply<'_> {
+        let mut state = self.state.lock();
+        state.asked.push(what);
+        let result = state.fail.map_or(Ok(()), Err);
+        if result.is_ok() {
+            work(&mut state.bytes);
+        }
+        if !state.held {
+            return Box::pin(std::future::ready(result));
+        }
+        let promise = Promise::new();
+        // The device keeps the buffer for as long as it is at work.
+        let reply = Box::pin(promise.kept(buffer));
+        state.waiting.push(promise);
+        reply
+    }
+}
+
+impl BlockDevice for Disk {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+    fn read(&self, at: u64, into: Buffer) -> Reply<'_> {
+        self.geometry.check(at, into.len() as u64).unwrap();
+        let what = format!("read {at:#x}+{:#x}", into.len());
+        self.answer(what, Some(into.clone()), |bytes| into.write(0, &bytes[at as usize..][..into.len()]))
+    }
+    fn write(&self, at: u64, from: Buffer) -> Reply<'_> {
+        self.geometry.check(at, from.len() as u64).unwrap();
+        let what = format!("write {at:#x}+{:#x}", from.len());
+        self.answer(what, Some(from.clone()), |bytes| from.read(0, &mut bytes[at as usize..][..from.len()]))
+    }
+    fn flush(&self) -> Reply<'_> {
+        self.answer("flush".into(), None, |_| ())
+    }
+    fn discard(&self, at: u64, len: u64) -> Reply<'_> {
+        self.geometry.check(at, len).unwrap();
+        self.answer(format!("discard {at:#x}+{len:#x}"), None, |_| ())
+    }
+    fn write_zeroes(&self, at: u64, len: u64) -> Reply<'_> {
+        self.geometry.check(at, len).unwrap();
+        let work = |bytes: &mut [u8]| bytes[at as usize..][..len as usize].fill(0);
+        self.answer(format!("zero {at:#x}+{len:#x}"), None, work)
+    }
+}
+
+/// Where a guest's messages and output went.
+#[derive(Default)]
+struct Outside {
+    vectors: RefCell<Vec<u8>>,
+}
+
+impl ApicBus for Outside {
+    fn deliver(&self, message: ApicMessage) -> bool {
+        self.vectors.borrow_mut().push(message.vector);
+        true
+    }
+    fn set_intr(&self, _high: bool) {}
+}
+
+/// A guest's terminal.
+#[derive(Default)]
+pub struct Terminal {
+    pub sent: Vec<u8>,
+    pub typed: VecDeque<u8>,
+    pub room: usize,
+}
+
+impl Console for Terminal {
+    fn transmit(&mut self, byte: u8) -> bool {
+        self.sent.push(byte);
+        self.room = self.room.saturating_sub(1);
+        self.room > 0
+    }
+    fn has_room(&mut self) -> bool {
+        self.room > 0
+    }
+    fn receive(&mut self) -> Option<u8> {
+        self.typed.pop_front()
+    }
+    fn debug(&mut self, _byte: u8) {}
+}
+
+/// A virtio function in a machine of its own, as its driver reaches it.
+pub struct Function {
+    pub pci: VirtioPci,
+    pub memory: Arc<GuestMemory>,
+    pub terminal: Terminal,
+    outside: Outside,
+    pub bell: Arc<Bell>,
+    pub complaints: Vec<String>,
+}
+
+/// The BAR's parts.
+pub const COMMON: u64 = 0;
+pub const DEVICE: u64 = 0x2000;
+pub const NOTIFY: u64 = 0x3000;
+pub const MSIX: u64 = 0x4000;
+
+/// VERSION_1.
+pub const VERSION_1: u64 = 1 << 32;
+
+impl Function {
+    pub fn new(device: impl Device + 'static) -> Self {
+        let mut pci = VirtioPci::new(Box::new(device)).unwrap();
+        let bell = Arc::new(Bell::default());
+        pci.connect(Waker::from(Arc::clone(&bell)));
+        Self {
+            pci,
+            memory: memory(1 << 20),
+            terminal: Terminal { room: usize::MAX, ..Terminal::default() },
+            outside: Outside::default(),
+            bell,
+            complaints: Vec::new(),
+        }
+    }
+
+    pub fn with<R>(&mut self, work: impl FnOnce(&mut VirtioPci, &mut Context) -> R) -> R {
+        let mut ctx = Context {
+            now: Instant::ZERO,
+            console: &mut self.terminal,
+            apics: &self.outside,
+            memory: &self.memory,
+            complaint: None,
+        };
+        let result = work(&mut self.pci, &mut ctx);
+        self.complaints.extend(ctx.complaint.map(|complaint| complaint.what));
+        result
+    }
+
+    pub fn read(&mut self, offset: u64, width: Width) -> u64 {
+        self.with(|pci, ctx| pci.bar_read(0, offset, width, ctx))
+    }
+
+    pub fn write(&mut self, offset: u64, width: Width, value: u64) {
+        self.with(|pci, ctx| pci.bar_write(0, offset, width, value, ctx));
+    }
+
+    pub fn poll(&mut self) {
+        self.with(|pci, ctx| pci.poll(ctx));
+    }
+
+    pub fn status(&mut self) -> u8 {
+        self.read(COMMON + 0x14, Width::Byte) as u8
+    }
+
+    pub fn set_status(&mut self, value: u8) {
+        self.write(COMMON + 0x14, Width::Byte, value.into());
+    }
+
+    /// The vectors that came since.
+    pub fn vectors(&self) -> Vec<u8> {
+        self.outside.vectors.take()
+    }
+
+    pub fn offered(&mut self) -> u64 {
+        let half = |function: &mut Self, select| {
+            function.write(COMMON, Width::Dword, select);
+            function.read(COMMON + 4, Width::Dword)
+        };
+        half(self, 1) << 32 | half(self, 0)
+    }
+
+    /// Up to FEATURES_OK with these features, and MSI-X on: vector 0x40 for changes, 0x41 for queue 0, and so on.
+    pub fn negotiate(&mut self, features: u64) {
+        self.set_status(1);
+        self.set_status(3);
+        for (select, half) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
+            self.write(COMMON + 8, Width::Dword, select);
+            self.write(COMMON + 0xc, Width::Dword, half);
+        }
+        self.set_status(0xb);
+        let queues = self.read(COMMON + 0x12, Width::Word);
+        for vector in 0..=queues {
+            let entry = MSIX + vector * 16;
+            self.write(entry, Width::Dword, 0xfee0_0000);
+            self.write(entry + 8, Width::Dword, 0x40 + vector);
+            self.write(entry + 12, Width::Dword, 0);
+        }
+        self.enable_msix(true);
+        self.write(COMMON + 0x10, Width::Word, 0);
+    }
+
+    pub fn enable_msix(&mut self, on: bool) {
+        let at = self.capability(0x11, |_| true);
+        self.with(|pci, ctx| {
+            pci.config_mut().set(at + 3, &[if on { 0x80 } else { 0 }]);
+            pci.config_written(at + 2, ctx);
+        });
+    }
+
+    /// Where the first capability of this ID is that `which` wants.
+    pub fn capability(&self, id: u8, which: impl Fn([u8; 20]) -> bool) -> u8 {
+        let [mut at] = self.pci.config().get(0x34);
+        loop {
+            let bytes: [u8; 20] = self.pci.config().get(at);
+            if bytes[0] == id && which(bytes) {
+                return at;
+            }
+            at = bytes[1];
+            assert_ne!(at, 0, "no capability {id:#x}");
+        }
+    }
+
+    /// Sets queue `n` up at `base`, with `size` entries, and enables it.
+    pub fn enable_queue(&mut self, n: u16, base: u64, size: u16, features: RingFeatures) -> Driver {
+        let driver = Driver::new(&self.memory, base, size, features);
+        let layout = driver.layout;
+        self.write(COMMON + 0x16, Width::Word, n.into());
+        self.write(COMMON + 0x18, Width::Word, size.into());
+        self.write(COMMON + 0x1a, Width::Word, u64::from(n) + 1);
+        for (offset, part) in [(0x20, layout.descriptors), (0x28, layout.driver), (0x30, layout.device)] {
+            self.write(COMMON + offset, Width::Dword, part.get() & 0xffff_ffff);
+            self.write(COMMON + offset + 4, Width::Dword, part.get() >> 32);
+        }
+        self.write(COMMON + 0x1c, Width::Word, 1);
+        driver
+    }
+
+    pub fn notify(&mut self, queue: u16) {
+        self.write(NOTIFY + u64::from(queue) * 4, Width::Word, queue.into());
     }
 }
