@@ -311,11 +311,15 @@ impl Chipset {
         }
     }
 
-    /// Takes what waits at the console, as far as the serial port has room.
+    /// Takes what waits at the console, as far as the serial port has room, or whatever else takes it.
     pub fn take_console_input(&mut self, ctx: &mut Context) {
-        while self.uart.room() != 0 {
-            let Some(byte) = ctx.console.receive() else { break };
-            self.uart.input(byte, ctx.now);
+        if self.pci.hear_terminal(ctx) {
+            self.drive_intx(ctx);
+        } else {
+            while self.uart.room() != 0 {
+                let Some(byte) = ctx.console.receive() else { break };
+                self.uart.input(byte, ctx.now);
+            }
         }
         self.drive_uart(ctx);
     }

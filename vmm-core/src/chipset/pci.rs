@@ -42,6 +42,12 @@ pub trait PciFunction: Send {
         true
     }
 
+    /// Whether what is typed at the guest's terminal is for it now. It is polled when something was, or when the
+    /// terminal has room again.
+    fn takes_typed(&self) -> bool {
+        false
+    }
+
     /// Whether it asserts its interrupt pin, if it has one.
     fn interrupt(&self) -> bool {
         false
@@ -158,6 +164,12 @@ impl PciBus {
                 self.next_bar = end;
             }
         }
+    }
+
+    /// Has the function look at the terminal that takes what is typed there; false where none does.
+    pub(super) fn hear_terminal(&mut self, ctx: &mut Context) -> bool {
+        let listener = self.functions.iter_mut().find(|(_, function)| function.takes_typed());
+        listener.map(|(_, function)| function.poll(ctx)).is_some()
     }
 
     /// The interrupt pins that are asserted: a bit for each of the IOAPIC's pins for them.

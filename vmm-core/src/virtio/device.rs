@@ -53,6 +53,11 @@ pub trait Device: Send {
     /// come. Called first when it has just started.
     fn serve(&mut self, notified: Option<u16>, queues: &mut Queues, ctx: &mut Context);
 
+    /// Whether what is typed at the guest's terminal is for it now. It is served when something was.
+    fn takes_typed(&self) -> bool {
+        false
+    }
+
     /// The device was reset: it forgets everything about its driver and its requests.
     fn reset(&mut self);
 

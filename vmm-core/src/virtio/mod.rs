@@ -5,9 +5,11 @@
 //! alone, until the driver resets it.
 
 pub mod block;
+pub mod console;
 mod device;
 pub mod pci;
 pub mod queue;
+pub mod rng;
 #[cfg(test)]
 mod testing;
 

@@ -494,6 +494,10 @@ impl PciFunction for VirtioPci {
         self.serve(None, ctx);
     }
 
+    fn takes_typed(&self) -> bool {
+        self.device.takes_typed()
+    }
+
     fn wind_down(&mut self, ctx: &mut Context) -> bool {
         self.reset();
         self.serve(None, ctx);
