@@ -189,11 +189,13 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
         disks: Vec::new(),
         debug_port: guest.debug_port,
         watchdog: guest.watchdog,
+        virtio_console: guest.console == Console::Virtio,
+        entropy: guest.entropy,
         on_crash: action(guest.on_crash),
         on_reboot: action(guest.on_reboot),
         on_poweroff: action(guest.on_poweroff),
     };
-    Some(Wanted { config, shown: guest.console == Console::Uart, starts: guest.autostart })
+    Some(Wanted { config, shown: guest.console != Console::None, starts: guest.autostart })
 }
 
 fn protocol(method: Method) -> BootProtocol {

@@ -2,7 +2,7 @@
 
 use crate::host::memory::FrameAllocator;
 use crate::host::time::Clock;
-use crate::host::{apic, cpu, exceptions, heap, interrupts, rtc};
+use crate::host::{apic, cpu, entropy, exceptions, heap, interrupts, rtc};
 use crate::{console::serial, info};
 use crate::{debug, devices};
 use alloc::boxed::Box;
@@ -126,6 +126,10 @@ impl Host for Machine {
         let (used, size) = heap::usage();
         // What is in pieces is as good as used.
         size.saturating_sub(used) / 4 * 3
+    }
+
+    fn fill_random(&self, bytes: &mut [u8]) {
+        entropy::fill(bytes);
     }
 
     fn log(&self, detail: Detail, guest: &str, message: fmt::Arguments<'_>) {

@@ -1,6 +1,6 @@
 //! A guest's disks: what stores their blocks, and as what the guest sees them.
 
-use crate::chipset::PciFunction;
+use crate::chipset::{PciConfigError, PciFunction};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -43,6 +43,8 @@ impl fmt::Display for DiskModel {
 pub enum DiskError {
     /// This build cannot show disks as that.
     NoModel(DiskModel),
+    /// Its controller does not fit its configuration space.
+    Config(PciConfigError),
     /// There are so many before it that no slot of the bus is left.
     NoSlot,
 }
@@ -51,6 +53,7 @@ impl fmt::Display for DiskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoModel(model) => write!(f, "this build has no {model} disks for guests"),
+            Self::Config(error) => error.fmt(f),
             Self::NoSlot => f.write_str("its PCI bus has no slot left for another disk"),
         }
     }
@@ -59,10 +62,21 @@ impl fmt::Display for DiskError {
 impl core::error::Error for DiskError {}
 
 impl GuestDisk {
-    /// The controller through which the guest reaches it, new after power-on.
-    pub(crate) fn controller(&self) -> Result<Box<dyn PciFunction>, DiskError> {
+    /// The controller through which a guest with so many virtual CPUs reaches it, new after power-on.
+    pub(crate) fn controller(&self, vcpus: u32) -> Result<Box<dyn PciFunction>, DiskError> {
         match self.model {
-            DiskModel::Virtio | DiskModel::Nvme => Err(DiskError::NoModel(self.model)),
+            #[cfg(feature = "virtio")]
+            DiskModel::Virtio => {
+                let device = Arc::clone(&self.device);
+                let block = crate::virtio::Block::new(device, &self.serial, self.write_back, vcpus as usize);
+                let function =
+                    crate::virtio::pci::VirtioPci::new(Box::new(block)).map_err(DiskError::Config)?;
+                Ok(Box::new(function))
+            }
+            _ => {
+                let _ = vcpus;
+                Err(DiskError::NoModel(self.model))
+            }
         }
     }
 }

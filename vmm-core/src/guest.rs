@@ -6,8 +6,8 @@
 use crate::boot::memory_map::MemoryMapError;
 use crate::boot::{self, BootError, BootProtocol, MemoryMap};
 use crate::chipset::{
-    ApicBus, ApicEffect, Chipset, ChipsetConfig, Complaint, Console, Context, LocalApics, PciAddress,
-    PlatformEvent,
+    AddressTaken, ApicBus, ApicEffect, Chipset, ChipsetConfig, Complaint, Console, Context, LocalApics,
+    PciAddress, PciConfigError, PlatformEvent,
     layout::{FIRST_SLOT, LAST_SLOT},
 };
 use crate::cpu::{Core, EntryFailure, Exit};
@@ -91,6 +91,10 @@ pub struct GuestConfig {
     pub debug_port: bool,
     /// Whether it has a watchdog timer.
     pub watchdog: bool,
+    /// Whether it has a virtio console beside its serial port.
+    pub virtio_console: bool,
+    /// Whether it has a source of random numbers: a virtio entropy device.
+    pub entropy: bool,
     /// What follows a crash.
     pub on_crash: Action,
     /// What follows a reset that the guest asked for.
@@ -220,6 +224,8 @@ pub enum BuildError {
     MemoryMap(MemoryMapError),
     /// Its images are not what its boot protocol asks for, or do not fit.
     Boot(BootError),
+    /// A device cannot be had.
+    Device(DeviceError),
     /// The disk of this number cannot be had.
     Disk(usize, DiskError),
 }
@@ -240,12 +246,36 @@ impl fmt::Display for BuildError {
             Self::TooHigh(TooHigh(at)) => write!(f, "memory at guest-physical {at} is out of reach"),
             Self::MemoryMap(error) => error.fmt(f),
             Self::Boot(error) => error.fmt(f),
+            Self::Device(error) => error.fmt(f),
             Self::Disk(number, error) => write!(f, "disk{number}: {error}"),
         }
     }
 }
 
 impl core::error::Error for BuildError {}
+
+/// Why a guest cannot have a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceError {
+    /// This build has no virtio devices for guests.
+    NoVirtio,
+    /// Its place on the bus is another's.
+    Address(AddressTaken),
+    /// It does not fit its configuration space.
+    Config(PciConfigError),
+}
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoVirtio => f.write_str("this build has no virtio devices for guests"),
+            Self::Address(error) => error.fmt(f),
+            Self::Config(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for DeviceError {}
 
 /// Who can have a virtual CPU run that waits, or look up when it runs elsewhere.
 pub trait Wake: Sync {
@@ -347,8 +377,9 @@ impl Guest {
         let news = Arc::clone(waker.news());
         let mut chipset = Chipset::new(&board, news.waker(number));
         for (n, disk) in config.disks.iter().enumerate() {
-            attach(&mut chipset, n, disk).map_err(|error| BuildError::Disk(n, error))?;
+            attach(&mut chipset, n, disk, config.vcpus).map_err(|error| BuildError::Disk(n, error))?;
         }
+        add_devices(&mut chipset, config, host).map_err(BuildError::Device)?;
         let guest = Arc::new(Self {
             config: config.clone(),
             host,
@@ -573,10 +604,51 @@ impl Console for &dyn Terminal {
 }
 
 /// Puts disk number `n` onto the board.
-fn attach(chipset: &mut Chipset, n: usize, disk: &GuestDisk) -> Result<(), DiskError> {
+fn attach(chipset: &mut Chipset, n: usize, disk: &GuestDisk, vcpus: u32) -> Result<(), DiskError> {
     let slot = u8::try_from(n).ok().and_then(|n| FIRST_SLOT.checked_add(n));
     let slot = slot.filter(|slot| *slot <= LAST_SLOT).ok_or(DiskError::NoSlot)?;
-    chipset.add_pci_function(PciAddress::new(0, slot, 0), disk.controller()?).map_err(|_| DiskError::NoSlot)
+    chipset
+        .add_pci_function(PciAddress::new(0, slot, 0), disk.controller(vcpus)?)
+        .map_err(|_| DiskError::NoSlot)
+}
+
+/// Puts the devices that the guest has beside disks onto the board.
+#[cfg(feature = "virtio")]
+fn add_devices(
+    chipset: &mut Chipset,
+    config: &GuestConfig,
+    host: &'static dyn Host,
+) -> Result<(), DeviceError> {
+    use crate::chipset::layout::{CONSOLE_SLOT, ENTROPY_SLOT};
+    use crate::virtio::{Device, Entropy, pci::VirtioPci};
+    use alloc::boxed::Box;
+
+    struct HostEntropy(&'static dyn Host);
+    impl Entropy for HostEntropy {
+        fn fill(&mut self, bytes: &mut [u8]) {
+            self.0.fill_random(bytes);
+        }
+    }
+
+    let mut add = |slot, device: Box<dyn Device>| {
+        let function = VirtioPci::new(device).map_err(DeviceError::Config)?;
+        chipset
+            .add_pci_function(PciAddress::new(0, slot, 0), Box::new(function))
+            .map_err(DeviceError::Address)
+    };
+    if config.virtio_console {
+        add(CONSOLE_SLOT, Box::<crate::virtio::Console>::default())?;
+    }
+    if config.entropy {
+        add(ENTROPY_SLOT, Box::new(crate::virtio::Rng::new(Box::new(HostEntropy(host)))))?;
+    }
+    Ok(())
+}
+
+/// Puts the devices that the guest has beside disks onto the board.
+#[cfg(not(feature = "virtio"))]
+fn add_devices(_: &mut Chipset, config: &GuestConfig, _: &'static dyn Host) -> Result<(), DeviceError> {
+    if config.virtio_console || config.entropy { Err(DeviceError::NoVirtio) } else { Ok(()) }
 }
 
 /// Memory as the map wants it: in one piece where the host has one, or else in as few as it takes.

@@ -27,7 +27,7 @@ const KIB: u64 = 1 << 10;
 const PAGE: u64 = 4 << 10;
 const MAX_NAME_LEN: usize = 31;
 /// Every property that some guest may have.
-const PROPERTIES: [&str; 20] = [
+const PROPERTIES: [&str; 21] = [
     "compatible",
     "label",
     "memory",
@@ -48,6 +48,7 @@ const PROPERTIES: [&str; 20] = [
     "autostart",
     "debug-port",
     "watchdog",
+    "entropy",
 ];
 
 /// A guest to be started.
@@ -89,6 +90,8 @@ pub struct GuestConfig {
     pub debug_port: bool,
     /// Whether it has a watchdog timer.
     pub watchdog: bool,
+    /// Whether it has a source of random numbers, by virtio.
+    pub entropy: bool,
 }
 
 impl GuestConfig {
@@ -107,6 +110,8 @@ impl GuestConfig {
 pub enum Console {
     /// A 16550 UART at port 0x3F8, shown on the host's console.
     Uart,
+    /// The same, and a virtio console beside it, which has what is typed while the guest drives it.
+    Virtio,
     /// None: the UART is there, but nobody reads or types.
     None,
 }
@@ -140,7 +145,10 @@ pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<G
         disks,
         networks,
         console: node
-            .word("console", &[("uart", Console::Uart), ("none", Console::None)])?
+            .word(
+                "console",
+                &[("uart", Console::Uart), ("virtio", Console::Virtio), ("none", Console::None)],
+            )?
             .unwrap_or(Console::Uart),
         on_crash: action("on-crash", Action::Stop)?,
         on_reboot: action("on-reboot", Action::Restart)?,
@@ -148,6 +156,7 @@ pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<G
         autostart: node.flag("autostart")?,
         debug_port: node.flag("debug-port")?,
         watchdog: node.flag("watchdog")?,
+        entropy: node.flag("entropy")?,
     })
 }
 

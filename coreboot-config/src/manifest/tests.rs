@@ -136,6 +136,7 @@ fn a_plain_guest_gets_the_defaults() {
         autostart: false,
         debug_port: false,
         watchdog: false,
+        entropy: false,
     };
     assert_eq!(manifest.guests, [Ok(expected)]);
     assert_eq!(manifest.warnings, []);
@@ -329,7 +330,7 @@ fn errors_name_node_property_found_and_expected() {
         (guest("g").text("bootargs", "a\0b"), "property bootargs: found <0x61006200>, expected one string"),
         (
             guest("g").text("console", "vga"),
-            "property console: found \"vga\", expected one of \"uart\", \"none\"",
+            "property console: found \"vga\", expected one of \"uart\", \"virtio\", \"none\"",
         ),
         (
             guest("g").text("on-crash", "panic"),
@@ -581,6 +582,7 @@ fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
                 ("debug-port", debug_port),
                 ("dedicated-cpus", debug_port),
                 ("watchdog", watchdog),
+                ("entropy", watchdog != autostart),
             ] {
                 tree = if set { tree.with(name, []) } else { tree };
             }
@@ -629,6 +631,7 @@ fn any_guest() -> impl Strategy<Value = (Tree, GuestConfig)> {
                 autostart,
                 debug_port,
                 watchdog,
+                entropy: watchdog != autostart,
             };
             (tree, config)
         },

@@ -8,6 +8,7 @@ pub mod cpu;
 mod descriptors;
 #[cfg(feature = "pci")]
 pub mod dma;
+pub mod entropy;
 pub mod exceptions;
 pub mod heap;
 mod image;

@@ -40,6 +40,8 @@ pub enum Part {
     Ahci,
     /// ATA disks behind PIIX and ICH
     Ata,
+    /// Guests' devices by virtio
+    GuestVirtio,
 }
 
 /// What makes code small at some cost in speed, beside the profile: blocks stand as they were written, loops count as
@@ -49,7 +51,7 @@ const SMALL_FLAGS: &str = "\"-Cllvm-args=-inline-threshold=30\", \"-Cllvm-args=-
                            \"-Cllvm-args=-disable-early-taildup\"";
 
 /// What is left out where flash is smallest: what stays starts Linux on AMD's processors.
-pub const LEFT_OUT_OF_SMALL: [Part; 11] = [
+pub const LEFT_OUT_OF_SMALL: [Part; 12] = [
     Part::VtX,
     Part::Linux16,
     Part::Pvh,
@@ -61,6 +63,7 @@ pub const LEFT_OUT_OF_SMALL: [Part; 11] = [
     Part::Nvme,
     Part::Ahci,
     Part::Ata,
+    Part::GuestVirtio,
 ];
 
 impl Part {

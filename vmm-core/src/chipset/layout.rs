@@ -26,8 +26,12 @@ pub const LOW_MEMORY_LIMIT: GuestPhys = GuestPhys::new(0x8000_0000);
 
 /// The first device number on bus 0 for disks; the last is [`LAST_SLOT`].
 pub const FIRST_SLOT: u8 = 2;
-/// The last one that nothing of the board has.
-pub const LAST_SLOT: u8 = 0x1e;
+/// The last one for disks.
+pub const LAST_SLOT: u8 = 0x1c;
+/// The device number of the virtio console.
+pub const CONSOLE_SLOT: u8 = 0x1d;
+/// The device number of the source of random numbers.
+pub const ENTROPY_SLOT: u8 = 0x1e;
 
 /// The IOAPIC's registers.
 pub const IO_APIC_BASE: GuestPhys = GuestPhys::new(0xfec0_0000);

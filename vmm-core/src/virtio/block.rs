@@ -48,7 +48,8 @@ const CONFIG_BYTES: usize = 60;
 const CONFIG_WRITE_BACK: usize = 32;
 
 /// Places and lengths in requests are in sectors, whatever the block size.
-const SECTOR: u64 = 512;
+const SECTOR_SHIFT: u32 = 9;
+const SECTOR: u64 = 1 << SECTOR_SHIFT;
 const HEADER_BYTES: u64 = 16;
 /// A serial number's size in bytes.
 const SERIAL_BYTES: usize = 20;
@@ -282,8 +283,8 @@ fn configuration(geometry: &Geometry, queues: usize) -> [u8; CONFIG_BYTES] {
         config.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
     };
     let block = geometry.block_size.max(SECTOR as u32);
-    let sectors_of_block = block / SECTOR as u32;
-    let blocks_of_unit = (GOOD_UNIT / block).max(1);
+    let sectors_of_block = block >> SECTOR_SHIFT;
+    let blocks_of_unit = GOOD_UNIT.checked_div(block).unwrap_or(1).max(1);
     put(0, &(geometry.size() / SECTOR).to_le_bytes());
     put(12, &MOST_SEGMENTS.to_le_bytes());
     put(20, &block.to_le_bytes());

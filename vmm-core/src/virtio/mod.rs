@@ -4,13 +4,16 @@
 //! read once, and what it says is checked before it counts. A ring or request that makes no sense breaks its device
 //! alone, until the driver resets it.
 
-pub mod block;
-pub mod console;
+mod block;
+mod console;
 mod device;
 pub mod pci;
 pub mod queue;
-pub mod rng;
+mod rng;
 #[cfg(test)]
 mod testing;
 
+pub use block::Block;
+pub use console::Console;
 pub use device::{Device, Fault, Identity, Queues};
+pub use rng::{Entropy, Rng};

@@ -81,8 +81,9 @@ const NOTIFY: u64 = 0x3000;
 const MSIX_TABLE: u32 = 0x4000;
 const MSIX_PENDING: u32 = 0x5000;
 const PART_BYTES: u64 = 0x1000;
-/// Bytes between two queues' notification addresses.
-const NOTIFY_MULTIPLIER: u32 = 4;
+/// Bytes between two queues' notification addresses, as a power of two.
+const NOTIFY_SHIFT: u32 = 2;
+const NOTIFY_MULTIPLIER: u32 = 1 << NOTIFY_SHIFT;
 
 /// The vendor capability's structure types (4.1.4).
 mod structure {
@@ -557,7 +558,7 @@ impl PciFunction for VirtioPci {
                 }
             }
             NOTIFY if self.is_running() => {
-                self.serve(Some((within / u64::from(NOTIFY_MULTIPLIER)) as u16), ctx);
+                self.serve(Some((within >> NOTIFY_SHIFT) as u16), ctx);
             }
             _ => {
                 self.msix.write(offset, width, value, ctx);

@@ -1,4 +1,5 @@
 use super::*;
+use crate::chipset::PciFunction;
 use crate::cpu::Width;
 use crate::virtio::queue::RingFeatures;
 use crate::virtio::testing::{COMMON, DEVICE, Disk, Driver, Function, Range, VERSION_1, at};
@@ -47,6 +48,10 @@ impl Guest {
         assert_eq!(taken, id);
         assert_eq!(self.function.vectors(), [0x41]);
         (self.function.memory.read_u8(at(STATUSES)).unwrap(), written)
+    }
+
+    fn wind_down(&mut self) -> bool {
+        self.function.with(PciFunction::wind_down)
     }
 
     fn ranges(&mut self, kind: u32, ranges: &[(u64, u32, u32)]) -> u8 {
@@ -340,15 +345,15 @@ fn what_is_no_request_breaks_the_device_alone() {
 #[test]
 fn a_life_ends_when_nothing_is_under_way() {
     let mut guest = Guest::new(Disk::new(512, 64), ALL);
-    assert!(guest.function.with(|pci, ctx| crate::chipset::PciFunction::wind_down(pci, ctx)));
+    assert!(guest.wind_down());
     let mut guest = Guest::new(Disk::new(512, 64), ALL);
     guest.disk.hold();
     guest.offer(0, kind::IN, 0, &[], &[(DATA, 512)]);
     guest.function.notify(0);
     let users = Arc::strong_count(&guest.function.memory);
-    assert!(!guest.function.with(|pci, ctx| crate::chipset::PciFunction::wind_down(pci, ctx)));
+    assert!(!guest.wind_down());
     guest.disk.end(0);
-    assert!(guest.function.with(|pci, ctx| crate::chipset::PciFunction::wind_down(pci, ctx)));
+    assert!(guest.wind_down());
     assert!(Arc::strong_count(&guest.function.memory) < users, "its buffers are let go");
 }
 
