@@ -96,6 +96,18 @@ pub enum BlockError {
     TimedOut,
     /// The device is not there any more.
     Gone,
+    /// The image needs to grow, and what it lies in has no room left; or memory for changes is used up.
+    NoRoom {
+        /// How many bytes there are, all in use.
+        size: u64,
+    },
+    /// What an image says of itself cannot be.
+    Damaged {
+        /// Which of its structures.
+        what: &'static str,
+        /// Where that lies, or points to, in what the image lies in.
+        at: u64,
+    },
 }
 
 impl fmt::Display for BlockError {
@@ -112,6 +124,8 @@ impl fmt::Display for BlockError {
             Self::Failed => f.write_str("the disk reports an error"),
             Self::TimedOut => f.write_str("the disk does not answer"),
             Self::Gone => f.write_str("the disk is gone"),
+            Self::NoRoom { size } => write!(f, "all {size} bytes that the image can have are in use"),
+            Self::Damaged { what, at } => write!(f, "the image is damaged: {what} at {at:#x}"),
         }
     }
 }
@@ -135,6 +149,61 @@ pub async fn read_bytes(device: &dyn BlockDevice, at: u64, len: usize) -> Result
     let mut bytes = alloc::vec![0; len];
     buffer.slice(before as usize, len).ok_or(out_of_range)?.read(0, &mut bytes);
     Ok(bytes)
+}
+
+/// The `len` bytes at `at`, wherever blocks begin; what lies behind the end is zero.
+///
+/// # Errors
+/// The device cannot read them.
+pub async fn read_bytes_or_zeros(
+    device: &dyn BlockDevice,
+    at: u64,
+    len: usize,
+) -> Result<Vec<u8>, BlockError> {
+    let left = usize::try_from(device.geometry().size().saturating_sub(at)).unwrap_or(usize::MAX);
+    let mut bytes = if left == 0 { Vec::new() } else { read_bytes(device, at, len.min(left)).await? };
+    bytes.resize(len, 0);
+    Ok(bytes)
+}
+
+/// Fills `into` with what lies at `at`, wherever blocks begin; what lies behind the end is zero.
+///
+/// # Errors
+/// The device cannot read it.
+pub async fn read_or_zeros(device: &dyn BlockDevice, at: u64, into: &Buffer) -> Result<(), BlockError> {
+    let geometry = device.geometry();
+    let left = usize::try_from(geometry.size().saturating_sub(at)).unwrap_or(usize::MAX);
+    let there = left.min(into.len());
+    into.fill(there, 0);
+    let Some(part) = into.slice(0, there).filter(|part| !part.is_empty()) else { return Ok(()) };
+    if geometry.check(at, there as u64).is_ok() {
+        return device.read(at, part).await;
+    }
+    part.write(0, &read_bytes(device, at, there).await?);
+    Ok(())
+}
+
+/// Makes these bytes zero, also where the device has no short way to do so.
+///
+/// # Errors
+/// The device cannot write them.
+pub async fn zero(device: &dyn BlockDevice, at: u64, len: u64) -> Result<(), BlockError> {
+    /// Zeros are written in pieces of at most so many bytes.
+    const PIECE: u64 = 64 << 10;
+    if len == 0 {
+        return Ok(());
+    }
+    match device.write_zeroes(at, len).await {
+        Err(BlockError::Unsupported) => {}
+        answer => return answer,
+    }
+    let zeros = Buffer::zeroed(len.min(PIECE) as usize);
+    let end = at.saturating_add(len);
+    for at in (at..end).step_by(PIECE as usize) {
+        let len = end.saturating_sub(at).min(PIECE) as usize;
+        device.write(at, zeros.slice(0, len).unwrap_or_else(|| zeros.clone())).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

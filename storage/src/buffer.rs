@@ -88,6 +88,14 @@ impl Buffer {
         }
     }
 
+    /// Makes all bytes from `at` on this value.
+    pub fn fill(&self, at: usize, value: u8) {
+        let piece = [value; 512];
+        for at in (at..self.len()).step_by(piece.len()) {
+            self.write(at, &piece);
+        }
+    }
+
     /// A copy of all of it.
     pub fn to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.len()];

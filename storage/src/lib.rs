@@ -4,7 +4,7 @@
 //! stands on another: a partition is a window on its disk, and a disk image a disk in whatever it lies in.
 //!
 //! Nothing here touches hardware. What a disk holds is not trusted.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "testing")), no_std)]
 #![forbid(unsafe_code)]
 // A disk can hold anything: no value of its may make this code panic.
 #![deny(
@@ -31,11 +31,14 @@ extern crate alloc;
 
 mod block;
 mod buffer;
+mod claims;
 mod fields;
+mod join;
 mod lock;
 pub mod partitions;
-#[cfg(test)]
-mod testing;
+pub mod qcow2;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod vhd;
 
 pub use block::{BlockDevice, BlockError, Geometry, Reply, read_bytes};

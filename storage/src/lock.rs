@@ -2,8 +2,9 @@
 
 use alloc::vec::Vec;
 use core::future::poll_fn;
+use core::ops::{Deref, DerefMut};
 use core::task::{Poll, Waker};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 /// A lock that is waited for by polling.
 #[derive(Debug, Default)]
@@ -25,7 +26,10 @@ impl Lock {
         poll_fn(|context| {
             let mut state = self.0.lock();
             if state.taken {
-                state.waiting.push(context.waker().clone());
+                // Who is polled often for other reasons waits once.
+                if !state.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+                    state.waiting.push(context.waker().clone());
+                }
                 return Poll::Pending;
             }
             state.taken = true;
@@ -44,6 +48,48 @@ impl Drop for Held<'_> {
         };
         // All are woken: one of them may be nobody's any more.
         waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// What only one may have at a time, across everything that one waits for meanwhile.
+#[derive(Debug, Default)]
+pub struct Guarded<T> {
+    lock: Lock,
+    // Never spun for: the lock's holder alone comes here.
+    value: Mutex<T>,
+}
+
+/// The value is this one's for as long as it lives.
+pub struct Guard<'a, T> {
+    // Given back before the lock is.
+    value: MutexGuard<'a, T>,
+    _held: Held<'a>,
+}
+
+impl<T> Guarded<T> {
+    /// Guards `value`.
+    pub const fn new(value: T) -> Self {
+        Self { lock: Lock(Mutex::new(State { taken: false, waiting: Vec::new() })), value: Mutex::new(value) }
+    }
+
+    /// Waits until nobody has it.
+    pub async fn lock(&self) -> Guard<'_, T> {
+        let held = self.lock.hold().await;
+        Guard { value: self.value.lock(), _held: held }
+    }
+}
+
+impl<T> Deref for Guard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Guard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
     }
 }
 

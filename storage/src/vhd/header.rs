@@ -1,7 +1,7 @@
 //! The footer of every image, and the header of those that are not fixed. Numbers have their high byte first.
 
 use super::{SECTOR, VhdError};
-use crate::fields::array as field;
+use crate::fields::{array as field, be_u32 as u32_at, be_u64 as u64_at};
 
 const FOOTER_COOKIE: [u8; 8] = *b"conectix";
 const FOOTER_SUM: usize = 64;
@@ -102,12 +102,4 @@ pub fn sum(bytes: &[u8], place: usize) -> u32 {
 fn check_sum(what: &'static str, bytes: &[u8], place: usize) -> Result<(), VhdError> {
     let (found, expected) = (u32_at(bytes, place), sum(bytes, place));
     if found == expected { Ok(()) } else { Err(VhdError::Sum { what, found, expected }) }
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    u32::from_be_bytes(field(bytes, offset))
-}
-
-fn u64_at(bytes: &[u8], offset: usize) -> u64 {
-    u64::from_be_bytes(field(bytes, offset))
 }

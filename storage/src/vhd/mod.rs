@@ -4,7 +4,7 @@
 
 mod header;
 
-use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_bytes};
+use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_bytes, read_or_zeros};
 use crate::buffer::Buffer;
 use crate::lock::Lock;
 use alloc::boxed::Box;
@@ -288,12 +288,12 @@ impl Sparse {
 
     /// What is there without this image: the parent's bytes, and zeros where it ends or is none.
     async fn read_parent(&self, at: u64, buffer: &Buffer) -> Result<(), BlockError> {
-        buffer.write(0, &vec![0; buffer.len()]);
-        let Some(parent) = &self.parent else { return Ok(()) };
-        let left = usize::try_from(parent.geometry().size().saturating_sub(at)).unwrap_or(usize::MAX);
-        match left.min(buffer.len()) {
-            0 => Ok(()),
-            there => parent.read(at, part(buffer, 0, there)?).await,
+        match &self.parent {
+            Some(parent) => read_or_zeros(&**parent, at, buffer).await,
+            None => {
+                buffer.fill(0, 0);
+                Ok(())
+            }
         }
     }
 

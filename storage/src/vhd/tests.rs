@@ -1,48 +1,7 @@
 use super::*;
-use crate::testing::{RamDisk, wait};
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::atomic::AtomicU32;
+use crate::testing::{Image, RamDisk, pattern, wait};
 
 const MIB: usize = 1 << 20;
-
-/// An image in a file, which qemu-img can work on.
-struct Image(PathBuf);
-
-static IMAGES: AtomicU32 = AtomicU32::new(0);
-
-impl Image {
-    /// An image of these bytes.
-    fn holding(bytes: &[u8]) -> Self {
-        let number = IMAGES.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("peerboot-vhd-{}-{number}", std::process::id()));
-        std::fs::write(&path, bytes).expect("an image file");
-        Self(path)
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        std::fs::read(&self.0).expect("the image")
-    }
-
-    /// Runs qemu-img with these arguments and this image as the last.
-    fn qemu_img(&self, arguments: &[&str]) {
-        let output = Command::new("qemu-img").args(arguments).arg(&self.0).output();
-        let output = output.unwrap_or_else(|e| panic!("qemu-img: {e}; it is in Debian's package qemu-utils"));
-        assert!(output.status.success(), "qemu-img: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// Has qemu-img make `other` of this image.
-    fn convert(&self, arguments: &[&str], other: &Self) {
-        let here = self.0.to_string_lossy();
-        other.qemu_img(&[&["convert"], arguments, &[&here]].concat());
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
 
 fn disk(bytes: Vec<u8>) -> Arc<RamDisk> {
     Arc::new(RamDisk::new(512, bytes))
@@ -60,10 +19,6 @@ fn read(disk: &dyn BlockDevice, at: u64, len: usize) -> Vec<u8> {
 
 fn write(disk: &dyn BlockDevice, at: u64, bytes: &[u8]) {
     wait(disk.write(at, Buffer::holding(bytes))).unwrap();
-}
-
-fn pattern(len: usize, seed: usize) -> Vec<u8> {
-    (0..len).map(|at| ((at + seed) * 7 % 251) as u8).collect()
 }
 
 /// Makes an empty image as qemu-img does, of 10 MiB or what it makes of that.

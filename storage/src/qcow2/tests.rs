@@ -1,0 +1,529 @@
+use super::*;
+use crate::testing::{Image, RamDisk, Random, Slow, Tape, pattern, wait};
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+fn disk(mut bytes: Vec<u8>) -> Arc<RamDisk> {
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    Arc::new(RamDisk::new(512, bytes))
+}
+
+/// A container that cannot be written.
+fn sealed(mut bytes: Vec<u8>) -> Arc<RamDisk> {
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    Arc::new(RamDisk::new(512, bytes).sealed())
+}
+
+fn open(file: &Arc<RamDisk>, backing: Option<Arc<dyn BlockDevice>>) -> Result<Qcow2, Qcow2Error> {
+    wait(Qcow2::open(Arc::clone(file) as Arc<dyn BlockDevice>, backing))
+}
+
+fn read(disk: &dyn BlockDevice, at: u64, len: usize) -> Vec<u8> {
+    let buffer = Buffer::holding(&vec![0xee; len]);
+    wait(disk.read(at, buffer.clone())).unwrap();
+    buffer.to_vec()
+}
+
+fn read_all(disk: &dyn BlockDevice) -> Vec<u8> {
+    read(disk, 0, disk.geometry().size() as usize)
+}
+
+fn write(disk: &dyn BlockDevice, at: u64, bytes: &[u8]) {
+    wait(disk.write(at, Buffer::holding(bytes))).unwrap();
+}
+
+/// An empty image as qemu-img makes it.
+fn create_by_qemu(options: &str, size: &str) -> Image {
+    let image = Image::holding(&[]);
+    image.qemu_img(&["create", "-q", "-f", "qcow2", "-o", &format!("size={size},{options}")]);
+    image
+}
+
+/// An image as qemu-img makes it of these bytes.
+fn convert(content: &[u8], arguments: &[&str]) -> Vec<u8> {
+    let (raw, image) = (Image::holding(content), Image::holding(&[]));
+    raw.convert(&[&["-f", "raw", "-O", "qcow2"], arguments].concat(), &image);
+    image.bytes()
+}
+
+/// qemu-img finds nothing wrong.
+fn assert_clean(bytes: &[u8], what: &str) {
+    let image = Image::holding(bytes);
+    let output = image.try_qemu_img(&["check", "-f", "qcow2"]);
+    let said = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{what}: {said}");
+}
+
+/// qemu-img finds nothing wrong but clusters that nothing refers to.
+fn assert_at_most_leaks(bytes: &[u8], what: &str) {
+    let image = Image::holding(bytes);
+    let output = image.try_qemu_img(&["check", "-f", "qcow2"]);
+    let said = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{what}: {said}");
+}
+
+/// What qemu-img reads in an image without a backing.
+fn raw(bytes: &[u8]) -> Vec<u8> {
+    let (image, raw) = (Image::holding(bytes), Image::holding(&[]));
+    image.convert(&["-f", "qcow2", "-O", "raw"], &raw);
+    raw.bytes()
+}
+
+/// Some clusters that are full, some that are in part, some that compress badly.
+fn content(len: usize) -> Vec<u8> {
+    let mut content = vec![0; len];
+    content[..len / 8].copy_from_slice(&pattern(len / 8, 1));
+    let mut random = Random(3);
+    content[len / 4..len / 4 + 100 * KIB].fill_with(|| random.below(256) as u8);
+    content[len / 2 + 512..len / 2 + 1024].fill(0x5a);
+    content[len - 512..].fill(0xa5);
+    content
+}
+
+#[test]
+fn what_qemu_writes_is_read() {
+    let content = content(4 * MIB);
+    let compressed: &[&str] = &["-c", "-o", "compression_type=zlib"];
+    let cases: &[&[&str]] = &[
+        &["-o", "compat=0.10"],
+        &["-o", "compat=1.1"],
+        &["-o", "cluster_size=512"],
+        &["-o", "cluster_size=4k"],
+        &["-o", "cluster_size=2M"],
+        &["-o", "preallocation=metadata"],
+        &["-o", "refcount_bits=1"],
+        &["-o", "lazy_refcounts=on"],
+        compressed,
+        &["-c", "-o", "compression_type=zstd"],
+        &["-c", "-o", "compat=0.10"],
+        &["-c", "-o", "cluster_size=2M"],
+        &["-c", "-o", "cluster_size=4k,compression_type=zstd"],
+    ];
+    for case in cases {
+        for file in [sealed(convert(&content, case)), disk(convert(&content, case))] {
+            let before = file.bytes();
+            let image = open(&file, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+            assert_eq!(image.geometry().size(), content.len() as u64);
+            assert_eq!(image.repaired(), Repaired::default(), "{case:?}");
+            assert!(read_all(&image) == content, "{case:?}");
+            // In small pieces that end anywhere.
+            let mut at = 0;
+            for len in [512, 3584, 65536, 512, 66048, 512 * 999].iter().cycle().take(40) {
+                let len = (*len).min(content.len() - at);
+                assert!(read(&image, at as u64, len) == content[at..at + len], "{case:?}: {len} at {at}");
+                at += len;
+            }
+            assert!(file.bytes() == before, "{case:?}: reading writes nothing");
+        }
+    }
+}
+
+#[test]
+fn a_backing_shows_where_an_image_has_nothing() {
+    let base = Image::holding(&content(2 * MIB));
+    let image = Image::holding(&[]);
+    let option = format!("backing_file={},backing_fmt=raw,size=3M", base.path());
+    image.qemu_img(&["create", "-q", "-f", "qcow2", "-o", &option]);
+    image.qemu_io(&["write -P 7 64k 512", "write -z 128k 64k", "write -P 9 2560k 1k"]);
+    let file = disk(image.bytes());
+    let header = wait(Header::read(&*file)).unwrap();
+    let backing = Backing { name: base.path(), format: Some("raw".into()) };
+    assert_eq!(header.backing, Some(backing));
+    assert!(matches!(open(&file, None), Err(Qcow2Error::NoBacking { name }) if name == base.path()));
+    let mut expected = base.bytes();
+    expected.resize(3 * MIB, 0);
+    expected[64 * KIB..64 * KIB + 512].fill(7);
+    expected[128 * KIB..192 * KIB].fill(0);
+    expected[2560 * KIB..2561 * KIB].fill(9);
+    // Whatever the backing's blocks are.
+    for block_size in [512, 4096] {
+        let backing = Arc::new(RamDisk::new(block_size, base.bytes()));
+        let image = open(&file, Some(backing)).unwrap();
+        assert!(read_all(&image) == expected, "{block_size}");
+        assert!(read(&image, 512, 66048) == expected[512..66560], "{block_size}");
+    }
+}
+
+/// Does random things to an image and to a copy of what it is to hold.
+fn play(image: &dyn BlockDevice, expected: &mut [u8], random: &mut Random, turns: usize) {
+    let sectors = expected.len() as u64 / 512;
+    for _ in 0..turns {
+        let most = [8, 300][random.below(2) as usize];
+        let start = random.below(sectors);
+        let len = (1 + random.below(most)).min(sectors - start);
+        let range = start as usize * 512..(start + len) as usize * 512;
+        let (at, bytes) = (start * 512, len * 512);
+        match random.below(10) {
+            0..6 => {
+                let seed = random.below(1000) as usize;
+                expected[range.clone()].copy_from_slice(&pattern(range.len(), seed));
+                write(image, at, &expected[range]);
+            }
+            6 => {
+                expected[range].fill(0);
+                wait(image.write_zeroes(at, bytes)).unwrap();
+            }
+            7 => {
+                wait(image.discard(at, bytes)).unwrap();
+                // What that gave is what it is from now on.
+                expected[range.clone()].copy_from_slice(&read(image, at, range.len()));
+            }
+            8 => assert!(read(image, at, range.len()) == expected[range]),
+            _ => wait(image.flush()).unwrap(),
+        }
+    }
+}
+
+#[test]
+fn qemu_reads_what_we_write() {
+    let content = content(4 * MIB);
+    let cases: &[&[&str]] = &[
+        &["-o", "compat=0.10"],
+        &["-o", "compat=1.1"],
+        &["-o", "cluster_size=512"],
+        &["-o", "cluster_size=4k,refcount_bits=1"],
+        &["-o", "cluster_size=2M,refcount_bits=64"],
+        &["-o", "preallocation=metadata"],
+        &["-o", "lazy_refcounts=on,refcount_bits=8"],
+        &["-c", "-o", "compression_type=zlib"],
+        &["-c", "-o", "compression_type=zstd,cluster_size=16k"],
+        &["-c", "-o", "compat=0.10,cluster_size=4k"],
+    ];
+    for (seed, case) in cases.iter().enumerate() {
+        let mut bytes = convert(&content, case);
+        bytes.resize(bytes.len().next_multiple_of(512) + 24 * MIB, 0xdd);
+        let file = disk(bytes);
+        let image = open(&file, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+        let mut expected = content.clone();
+        play(&image, &mut expected, &mut Random(seed as u64), 200);
+        assert!(read_all(&image) == expected, "{case:?}");
+        wait(image.flush()).unwrap();
+        drop(image);
+        assert_clean(&file.bytes(), &format!("{case:?}"));
+        let again = open(&file, None).unwrap();
+        assert_eq!(again.repaired(), Repaired::default(), "{case:?}");
+        assert!(read_all(&again) == expected, "{case:?}");
+        assert!(raw(&file.bytes()) == expected, "{case:?}");
+    }
+}
+
+#[test]
+fn an_overlay_leaves_its_backing_alone() {
+    let base = disk(content(2 * MIB));
+    for (seed, options) in ["compat=0.10", "compat=1.1", "cluster_size=4k"].iter().enumerate() {
+        let named = Image::holding(&base.bytes());
+        let option = format!("backing_file={},backing_fmt=raw,{options}", named.path());
+        let mut bytes = create_by_qemu(&option, "3M").bytes();
+        bytes.resize(8 * MIB, 0xdd);
+        let file = disk(bytes);
+        let image = open(&file, Some(Arc::clone(&base) as Arc<dyn BlockDevice>)).unwrap();
+        let mut expected = base.bytes();
+        expected.resize(3 * MIB, 0);
+        play(&image, &mut expected, &mut Random(seed as u64), 200);
+        wait(image.flush()).unwrap();
+        drop(image);
+        let again = open(&file, Some(Arc::clone(&base) as Arc<dyn BlockDevice>)).unwrap();
+        assert!(read_all(&again) == expected, "{options}");
+        assert_clean(&file.bytes(), options);
+        assert!(raw(&file.bytes()) == expected, "{options}");
+        // qemu-img takes what is in the overlay into its backing.
+        let overlay = Image::holding(&file.bytes());
+        overlay.qemu_img(&["commit", "-q", "-f", "qcow2"]);
+        assert!(named.bytes()[..2 * MIB] == expected[..2 * MIB], "{options}");
+    }
+    assert!(base.bytes() == content(2 * MIB));
+}
+
+#[test]
+fn snapshots_are_listed_and_keep_what_they_have() {
+    for options in [&["-o", "cluster_size=4k"][..], &["-o", "compat=0.10"], &["-c"]] {
+        let first = content(4 * MIB);
+        let image = Image::holding(&convert(&first, options));
+        image.qemu_img(&["snapshot", "-q", "-c", "before the update"]);
+        image.qemu_io(&["write -P 3 1M 64k"]);
+        let mut second = first.clone();
+        second[MIB..MIB + 64 * KIB].fill(3);
+        image.qemu_img(&["snapshot", "-q", "-c", "after"]);
+        let mut bytes = image.bytes();
+        bytes.resize(bytes.len().next_multiple_of(512) + 12 * MIB, 0xdd);
+        let file = disk(bytes);
+        let opened = open(&file, None).unwrap();
+        assert_eq!(opened.repaired(), Repaired::default());
+        let names: Vec<&str> = opened.snapshots().iter().map(|snapshot| &*snapshot.name).collect();
+        assert_eq!(names, ["before the update", "after"]);
+        let mut expected = second.clone();
+        assert!(read_all(&opened) == expected);
+        play(&opened, &mut expected, &mut Random(17), 200);
+        wait(opened.flush()).unwrap();
+        drop(opened);
+        assert!(read_all(&open(&file, None).unwrap()) == expected);
+        assert_clean(&file.bytes(), "with snapshots");
+        assert!(raw(&file.bytes()) == expected);
+        for (name, content) in [("before the update", &first), ("after", &second)] {
+            let (written, raw) = (Image::holding(&file.bytes()), Image::holding(&[]));
+            written.convert(&["-f", "qcow2", "-l", name, "-O", "raw"], &raw);
+            assert!(raw.bytes() == *content, "{name}");
+        }
+    }
+}
+
+#[test]
+fn an_image_without_room_keeps_what_it_has() {
+    let mut bytes = create_by_qemu("cluster_size=64k", "4M").bytes();
+    bytes.resize(MIB, 0xdd);
+    let file = disk(bytes);
+    let image = open(&file, None).unwrap();
+    let mut written = 0;
+    let full = loop {
+        match wait(image.write(written, Buffer::holding(&pattern(64 * KIB, written as usize)))) {
+            Ok(()) => written += 64 << 10,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full, BlockError::NoRoom { size: 1 << 20 });
+    assert_eq!(full.to_string(), "all 1048576 bytes that the image can have are in use");
+    assert!(written >= 512 << 10, "{written}");
+    // What is there can be changed, and what is freed makes room.
+    write(&image, 512, &pattern(512, 5));
+    wait(image.discard(128 << 10, 64 << 10)).unwrap();
+    write(&image, 3 << 20, &pattern(64 * KIB, 6));
+    assert!(wait(image.write(2 << 20, Buffer::zeroed(512))).is_err());
+    wait(image.flush()).unwrap();
+    assert!(read(&image, 3 << 20, 64 * KIB) == pattern(64 * KIB, 6));
+    assert!(read(&image, 192 << 10, 64 * KIB) == pattern(64 * KIB, 192 << 10));
+    drop(image);
+    assert_eq!(open(&file, None).unwrap().repaired().uncounted, 0);
+    assert_clean(&file.bytes(), "a full image");
+}
+
+#[test]
+fn a_refcount_table_grows() {
+    // 64 refcount blocks for 256 clusters of 512 bytes each: 8 MiB.
+    let mut bytes = create_by_qemu("cluster_size=512", "32M").bytes();
+    bytes.resize(40 * MIB, 0xdd);
+    let file = disk(bytes);
+    let image = open(&file, None).unwrap();
+    let mut expected = vec![0; 32 * MIB];
+    for at in (0..20 * MIB).step_by(MIB) {
+        expected[at..at + MIB].copy_from_slice(&pattern(MIB, at));
+        write(&image, at as u64, &expected[at..at + MIB]);
+    }
+    wait(image.flush()).unwrap();
+    drop(image);
+    let again = open(&file, None).unwrap();
+    assert_eq!(again.repaired(), Repaired::default());
+    assert!(read_all(&again) == expected);
+    assert_clean(&file.bytes(), "after growing");
+    assert!(raw(&file.bytes()) == expected);
+}
+
+#[test]
+fn a_dirty_image_is_repaired() {
+    for options in ["lazy_refcounts=on", "lazy_refcounts=on,cluster_size=512"] {
+        let image = create_by_qemu(options, "4M");
+        // It ends without writing the refcounts down.
+        image.kill_qemu_io(&["write -P 5 0 1M", "write -P 6 2M 128k"]);
+        let mut bytes = image.bytes();
+        bytes.resize(8 * MIB, 0);
+        assert!(!image.try_qemu_img(&["check", "-f", "qcow2"]).status.success());
+        let mut expected = vec![0; 4 * MIB];
+        expected[..MIB].fill(5);
+        expected[2 * MIB..2 * MIB + 128 * KIB].fill(6);
+        let read_only = sealed(bytes.clone());
+        let unrepaired = open(&read_only, None).unwrap();
+        assert!(unrepaired.header().dirty && read_all(&unrepaired) == expected);
+        let file = disk(bytes);
+        let repaired = open(&file, None).unwrap();
+        assert!(repaired.repaired().uncounted > 10 && !repaired.header().dirty, "{:?}", repaired.repaired());
+        assert!(read_all(&repaired) == expected);
+        assert_clean(&file.bytes(), options);
+        play(&repaired, &mut expected, &mut Random(1), 50);
+        wait(repaired.flush()).unwrap();
+        drop(repaired);
+        assert!(read_all(&open(&file, None).unwrap()) == expected);
+        assert_clean(&file.bytes(), options);
+    }
+}
+
+#[test]
+fn requests_at_once_do_not_disturb_each_other() {
+    for seed in 0..20 {
+        let options = ["cluster_size=4k", "cluster_size=64k", "cluster_size=512"][seed as usize % 3];
+        let mut bytes = create_by_qemu(options, "2M").bytes();
+        bytes.resize(8 * MIB, 0xdd);
+        let file = disk(bytes);
+        let slow = Arc::new(Slow::new(Arc::clone(&file) as Arc<dyn BlockDevice>, seed));
+        let image = wait(Qcow2::open(slow, None)).unwrap();
+        let mut expected = vec![0; 2 * MIB];
+        let mut random = Random(seed);
+        for _ in 0..12 {
+            batch(&image, &mut expected, &mut random);
+        }
+        assert!(read_all(&image) == expected, "{seed}");
+        wait(image.flush()).unwrap();
+        drop(image);
+        let again = open(&file, None).unwrap();
+        assert_eq!(again.repaired(), Repaired::default());
+        assert!(read_all(&again) == expected, "{seed}");
+        assert_clean(&file.bytes(), options);
+    }
+}
+
+/// Many requests at once, none about the same bytes as another.
+fn batch(image: &dyn BlockDevice, expected: &mut [u8], random: &mut Random) {
+    let sectors = expected.len() as u64 / 512;
+    let mut replies: Vec<Reply<'_>> = vec![image.flush()];
+    let mut reads = Vec::new();
+    let mut start = random.below(32);
+    while start < sectors {
+        let most = [8, 8, 300][random.below(3) as usize];
+        let len = (1 + random.below(most)).min(sectors - start);
+        let range = start as usize * 512..(start + len) as usize * 512;
+        let (at, bytes) = (start * 512, len * 512);
+        match random.below(4) {
+            0 => {
+                let buffer = Buffer::zeroed(range.len());
+                reads.push((range, buffer.clone()));
+                replies.push(image.read(at, buffer));
+            }
+            1 => {
+                expected[range].fill(0);
+                replies.push(image.write_zeroes(at, bytes));
+            }
+            _ => {
+                expected[range.clone()].copy_from_slice(&pattern(range.len(), random.below(1000) as usize));
+                replies.push(image.write(at, Buffer::holding(&expected[range])));
+            }
+        }
+        start += len + random.below(3) * random.below(200);
+    }
+    wait(join::all(replies)).unwrap();
+    for (range, buffer) in reads {
+        assert!(buffer.to_vec() == expected[range.clone()], "{range:?}");
+    }
+}
+
+/// What the guest of a power cut knows of a sector: what it may read there.
+type Possible = Vec<u32>;
+
+fn sector(id: u32) -> Vec<u8> {
+    id.to_be_bytes().repeat(128)
+}
+
+/// Writes in batches, flushing now and then; then cuts the power at random moments of that, and looks.
+fn cut_power(options: &str, backing: Option<Vec<u8>>, snapshot: bool, seed: u64, cuts: u64) {
+    const SECTORS: u64 = 2048;
+    let base = backing.as_deref().map(Image::holding);
+    let made = match &base {
+        None => create_by_qemu(options, "1M"),
+        Some(base) => {
+            create_by_qemu(&format!("{options},backing_file={},backing_fmt=raw", base.path()), "1M")
+        }
+    };
+    let mut possible: Vec<Possible> = vec![vec![0]; SECTORS as usize];
+    if let Some(content) = &backing {
+        for (sector, possible) in content.chunks(512).zip(&mut possible) {
+            *possible = vec![u32::from_be_bytes(sector[..4].try_into().unwrap())];
+        }
+    }
+    if snapshot {
+        made.qemu_io(&["write -P 0 0 600k", "write -z 640k 64k"]);
+        made.qemu_img(&["snapshot", "-q", "-c", "kept"]);
+        possible[..1200].fill(vec![0]);
+        possible[1280..1408].fill(vec![0]);
+    }
+    let backing = backing.map(|content| disk(content) as Arc<dyn BlockDevice>);
+    let mut bytes = made.bytes();
+    bytes.resize(4 * MIB, 0xdd);
+    let tape = Arc::new(Tape::new(bytes));
+    let mut random = Random(seed);
+    // What may be read after the events up to each of these.
+    let mut story: Vec<(usize, Vec<Possible>)> = vec![(0, possible.clone())];
+    {
+        let slow = Arc::new(Slow::new(Arc::clone(&tape) as Arc<dyn BlockDevice>, seed));
+        let image = wait(Qcow2::open(slow, backing.clone())).unwrap();
+        let mut id = 10_000;
+        // What was written last, where nothing was discarded since.
+        let mut now: Vec<Option<u32>> = vec![None; SECTORS as usize];
+        for _ in 0..12 {
+            let mut replies: Vec<Reply<'_>> = Vec::new();
+            let mut start = random.below(200);
+            while start < SECTORS {
+                let most = [4, 4, 200][random.below(3) as usize];
+                let len = (1 + random.below(most)).min(SECTORS - start);
+                let range = start as usize..(start + len) as usize;
+                match random.below(6) {
+                    0 => {
+                        replies.push(image.write_zeroes(start * 512, len * 512));
+                        possible[range.clone()].iter_mut().for_each(|known| known.push(0));
+                        now[range].fill(Some(0));
+                    }
+                    1 => {
+                        replies.push(image.discard(start * 512, len * 512));
+                        possible[range.clone()].iter_mut().for_each(|known| known.push(0));
+                        now[range].fill(None);
+                    }
+                    _ => {
+                        id += 1;
+                        let content = sector(id).repeat(range.len());
+                        replies.push(image.write(start * 512, Buffer::holding(&content)));
+                        possible[range.clone()].iter_mut().for_each(|known| known.push(id));
+                        now[range].fill(Some(id));
+                    }
+                }
+                start += len + random.below(300);
+            }
+            // From now on there may be what is being written.
+            story.push((tape.events(), possible.clone()));
+            wait(join::all(replies)).unwrap();
+            if random.below(2) == 0 {
+                wait(image.flush()).unwrap();
+                for (known, now) in possible.iter_mut().zip(&now) {
+                    *known = now.map_or(core::mem::take(known), |now| vec![now]);
+                }
+                story.push((tape.events(), possible.clone()));
+            }
+        }
+        wait(image.flush()).unwrap();
+    }
+    for _ in 0..cuts {
+        let at = random.below(tape.events() as u64 + 1) as usize;
+        let bytes = tape.cut(at, &mut random);
+        let what = format!("{options}, seed {seed}, cut at {at} of {}", tape.events());
+        if random.below(10) == 0 {
+            assert_at_most_leaks(&bytes, &what);
+        }
+        let file = disk(bytes);
+        let image = open(&file, backing.clone()).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!((image.repaired().uncounted, image.repaired().flags), (0, 0), "{what}");
+        // What may be there is what could be before the last of the story that the cut came behind.
+        let told = story.iter().rposition(|(events, _)| *events <= at).unwrap();
+        let (_, known) = &story[told];
+        let content = read_all(&image);
+        for (number, (sector, known)) in content.chunks(512).zip(known).enumerate() {
+            let found = u32::from_be_bytes(sector[..4].try_into().unwrap());
+            assert!(sector.chunks(4).all(|word| word == &sector[..4]), "{what}: sector {number} is torn");
+            assert!(known.contains(&found), "{what}: sector {number} has {found}, not one of {known:?}");
+        }
+        // And it goes on.
+        write(&image, 0, &sector(7));
+        wait(image.flush()).unwrap();
+        drop(image);
+        if random.below(10) == 0 {
+            assert_clean(&file.bytes(), &what);
+        }
+    }
+}
+
+#[test]
+fn a_loss_of_power_loses_nothing_that_was_flushed() {
+    let base: Vec<u8> = (1..1500).flat_map(sector).collect();
+    for seed in 0..4 {
+        cut_power("cluster_size=64k", None, false, seed, 40);
+        cut_power("cluster_size=4k", Some(base.clone()), false, 10 + seed, 40);
+        cut_power("cluster_size=512", None, false, 20 + seed, 20);
+        cut_power("cluster_size=4k", None, true, 30 + seed, 40);
+        cut_power("cluster_size=16k,compat=0.10", Some(base.clone()), true, 40 + seed, 40);
+    }
+}
