@@ -29,6 +29,10 @@
 
 extern crate alloc;
 
+#[cfg(any(feature = "ahci", feature = "ata"))]
+mod acs;
+#[cfg(feature = "ata")]
+pub mod ata;
 pub mod dma;
 mod driver;
 mod list;

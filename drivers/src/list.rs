@@ -22,6 +22,8 @@ pub struct Entry {
 pub const DRIVERS: &[Entry] = &[
     #[cfg(feature = "nvme")]
     crate::nvme::ENTRY,
+    #[cfg(feature = "ata")]
+    crate::ata::ENTRY,
 ];
 
 /// The driver for a function, if there is one.

@@ -111,8 +111,8 @@ impl Io {
     }
 
     /// Gives the controller nothing for now.
-    pub fn pause(&mut self) {
-        self.queue.pause();
+    pub fn stop(&mut self) {
+        self.queue.stop();
     }
 
     /// There is no such disk any more.

@@ -272,7 +272,7 @@ impl Driver for Nvme {
                 }
                 Health::Ready if controller.deadline().is_none_or(|deadline| deadline > now) => return false,
                 _ => controller.recovery.begin(|| {
-                    controller.each(|io, _| io.pause());
+                    controller.each(|io, _| io.stop());
                     Box::pin(Arc::clone(controller).restart())
                 }),
             }

@@ -82,7 +82,7 @@ pub struct Queue {
     under_way: usize,
     /// The command under way is to be alone.
     alone: bool,
-    paused: bool,
+    stopped: bool,
     closed: Option<BlockError>,
     bounces: Bounces,
     answers: Vec<(Answer, Result<(), BlockError>)>,
@@ -102,7 +102,7 @@ impl Queue {
             deadlines: alloc::vec![NEVER; shape.slots],
             under_way: 0,
             alone: false,
-            paused: false,
+            stopped: false,
             closed: None,
             bounces: Bounces::new(platform)?,
             answers: Vec::new(),
@@ -122,7 +122,7 @@ impl Queue {
 
     /// The next command that the device is to be given, and its slot; `None` while there is none, or no room for it.
     pub fn next(&mut self, now: u64) -> Option<(usize, &Command)> {
-        if self.paused || self.closed.is_some() || (self.alone && self.under_way > 0) {
+        if self.stopped || self.closed.is_some() || (self.alone && self.under_way > 0) {
             return None;
         }
         let slot = self.deadlines.iter().position(|deadline| *deadline == NEVER)?;
@@ -191,24 +191,32 @@ impl Queue {
         }
     }
 
-    /// When the first of the commands under way must have ended.
+    /// When the first of the commands under way must have ended, or the device must be looked at.
     pub fn deadline(&self) -> Option<u64> {
+        if self.stopped {
+            return Some(0);
+        }
         self.deadlines.iter().copied().min().filter(|deadline| *deadline != NEVER)
     }
 
-    /// Gives no command to the device for now.
-    pub fn pause(&mut self) {
-        self.paused = true;
+    /// The device is in no state to take commands: none is given to it, and it must be looked at now.
+    pub fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    /// Whether that is so.
+    pub const fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// Commands go to the device again.
     pub fn resume(&mut self) {
-        self.paused = false;
+        self.stopped = false;
     }
 
     /// The device is no use any more: all that waits or is under way, and whatever comes, gets this answer.
     pub fn close(&mut self, error: BlockError) {
-        self.closed = Some(error);
+        (self.closed, self.stopped) = (Some(error), false);
         for slot in 0..self.slots.len() {
             self.end(slot, Err(error));
         }
