@@ -90,6 +90,8 @@ pub enum BlockError {
     ReadOnly,
     /// The device cannot do this.
     Unsupported,
+    /// The device is a file, which has no room of its own there to be written.
+    NotAllocated,
     /// The device says that it failed.
     Failed,
     /// The device did not answer in time.
@@ -121,6 +123,7 @@ impl fmt::Display for BlockError {
             }
             Self::ReadOnly => f.write_str("the disk is read-only"),
             Self::Unsupported => f.write_str("the disk cannot do this"),
+            Self::NotAllocated => f.write_str("the file that is the disk has no blocks there to be written"),
             Self::Failed => f.write_str("the disk reports an error"),
             Self::TimedOut => f.write_str("the disk does not answer"),
             Self::Gone => f.write_str("the disk is gone"),

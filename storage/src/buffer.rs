@@ -133,12 +133,20 @@ impl Memory for Copied {
 
     fn read(&self, at: usize, bytes: &mut [u8]) {
         let own = self.0.lock();
-        bytes.iter_mut().zip(own.iter().skip(at)).for_each(|(to, from)| *to = *from);
+        let own = own.get(at..).unwrap_or_default();
+        let there = own.len().min(bytes.len());
+        if let Some((to, from)) = bytes.get_mut(..there).zip(own.get(..there)) {
+            to.copy_from_slice(from);
+        }
     }
 
     fn write(&self, at: usize, bytes: &[u8]) {
         let mut own = self.0.lock();
-        own.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
+        let own = own.get_mut(at..).unwrap_or_default();
+        let there = own.len().min(bytes.len());
+        if let Some((to, from)) = own.get_mut(..there).zip(bytes.get(..there)) {
+            to.copy_from_slice(from);
+        }
     }
 
     fn piece(&self, _at: usize) -> Option<Piece> {

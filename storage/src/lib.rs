@@ -33,6 +33,8 @@ mod block;
 mod buffer;
 mod claims;
 mod fields;
+#[cfg(any(feature = "ext4", feature = "fat"))]
+pub mod files;
 mod join;
 mod lock;
 pub mod partitions;

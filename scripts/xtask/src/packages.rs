@@ -49,6 +49,9 @@ pub const TEST_TOOLS: &[Tool] = &[
     tool("iasl", "acpica-tools"),
     tool("sfdisk", "fdisk"),
     tool("qemu-img", "qemu-utils"),
+    tool("mke2fs", "e2fsprogs"),
+    tool("mkfs.vfat", "dosfstools"),
+    tool("mcopy", "mtools"),
 ];
 
 /// Installs the packages of those programs that are missing; asks apt for nothing when none is.
