@@ -11,6 +11,7 @@ mod bochs;
 mod boot;
 mod boot_protocols;
 mod cores;
+mod disks;
 mod figures;
 mod five_guests;
 mod guest_suite;
@@ -86,6 +87,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/idle", time::idle_guest_halts_the_host).alone(),
     ];
     cases.extend(bochs::cases());
+    cases.extend(disks::cases());
     cases.extend(hostile::cases());
     cases.extend(guest_suite::cases(selection));
     cases

@@ -53,6 +53,14 @@ pub fn ipxe(project: &Project) -> Result<PathBuf> {
     Ok(packages::unpack("ipxe", false, &project.build("guests/ipxe")?)?.join("boot/ipxe.lkrn"))
 }
 
+/// QEMU's UEFI, in one file.
+///
+/// # Errors
+/// The package cannot be downloaded.
+pub fn uefi(project: &Project) -> Result<PathBuf> {
+    Ok(packages::unpack("ovmf", false, &project.build("guests/ovmf")?)?.join("usr/share/ovmf/OVMF.fd"))
+}
+
 /// The initramfs of the example guests: busybox with init, a shell on the console, and a line that says when
 /// userspace was reached. Compressed with LZ4, which a kernel unpacks fastest.
 ///

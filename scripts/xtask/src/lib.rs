@@ -5,6 +5,7 @@ pub mod bochs;
 pub mod cbfs;
 pub mod command;
 pub mod cpio;
+pub mod debian_disk;
 pub mod error;
 pub mod figures;
 pub mod guests;

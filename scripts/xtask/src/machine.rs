@@ -122,6 +122,8 @@ pub enum Firmware {
         /// Its command line.
         bootargs: String,
     },
+    /// QEMU's UEFI, this file, which starts what a disk has for it.
+    Uefi(PathBuf),
 }
 
 /// A machine to be.

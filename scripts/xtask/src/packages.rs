@@ -110,19 +110,32 @@ pub fn unpack(package: &str, follow: bool, into: &Path) -> Result<PathBuf> {
     }
     say(&format!("downloading Debian's {package}"));
     fs::create_dir_all(&tree).map_err(|e| Error::file("make", &tree, &e))?;
-    // A list of packages that is old names files that are gone.
-    let archive = download(package, follow, into).or_else(|first| {
-        if !is_root() {
-            return Err(first);
-        }
-        update()?;
-        download(package, follow, into)
-    })?;
+    let archive = download_somehow(package, follow, into)?;
     command::output(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&tree))?;
     fs::remove_file(&archive).map_err(|e| Error::file("remove", &archive, &e))?;
     let name = archive.file_name().unwrap_or_default().to_string_lossy().into_owned();
     fs::write(&done, format!("{name}\n")).map_err(|e| Error::file("write", &done, &e))?;
     Ok(tree)
+}
+
+/// Downloads a Debian package into a directory below `into`, and gives its file.
+///
+/// # Errors
+/// apt does not know or cannot download the package.
+pub fn fetch(package: &str, into: &Path) -> Result<PathBuf> {
+    say(&format!("downloading Debian's {package}"));
+    download_somehow(package, false, into)
+}
+
+fn download_somehow(package: &str, follow: bool, into: &Path) -> Result<PathBuf> {
+    // A list of packages that is old names files that are gone.
+    download(package, follow, into).or_else(|first| {
+        if !is_root() {
+            return Err(first);
+        }
+        update()?;
+        download(package, follow, into)
+    })
 }
 
 fn download(package: &str, follow: bool, into: &Path) -> Result<PathBuf> {

@@ -29,7 +29,7 @@ fn arguments(spec: &Spec) -> Vec<String> {
         add(&["-accel", if spec.kvm { "kvm" } else { "tcg" }]);
     }
     match &spec.firmware {
-        Firmware::Rom(rom) => add(&["-bios", &text(rom)]),
+        Firmware::Rom(file) | Firmware::Uefi(file) => add(&["-bios", &text(file)]),
         Firmware::Bare { kernel, initramfs, bootargs } => {
             add(&["-kernel", &text(kernel), "-append", bootargs]);
             if let Some(initramfs) = initramfs {
