@@ -1,15 +1,18 @@
 //! From the manifest in CBFS to guests that the monitor can build.
 
+use crate::disks::GuestDisks;
 use crate::host::memory::{Claims, FrameAllocator, Range};
 use crate::{error, warn};
 use alloc::borrow::Cow;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use coreboot_config::cbfs::{Cbfs, CbfsError, Compression};
 use coreboot_config::manifest::{self, Boot, Console, Entry, Manifest, ManifestError, Method, Source};
 use vmm_core::boot::linux::LinuxEntry;
 use vmm_core::boot::{BootProtocol, MultibootVersion};
-use vmm_core::guest::{Action, GuestConfig, Image, Module};
+use vmm_core::guest::{Action, GuestConfig};
+use vmm_core::provision::{BootFiles, Image, Module, Provider, Provisions};
 use vmm_core::schedule::{Affinity, Share};
 
 /// How large a manifest may be once it is unpacked, in bytes.
@@ -144,27 +147,19 @@ impl<'a> Files<'a> {
 
 /// Finds a guest's files; says which one is wrong and how.
 fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
-    let boot = match &guest.boot {
-        Boot::Files(files) => files,
+    let image = |source: &Source| {
+        files.load(source).map_err(|error| error!("{}: {source}: {error}", guest.name)).ok()
+    };
+    if !guest.networks.is_empty() {
+        warn!("{}: this version gives guests no networks; {} left out", guest.name, guest.networks.len());
+    }
+    let (protocol, boot) = match &guest.boot {
+        Boot::Files(boot) => (protocol(boot.method), boot_files(boot, image)?),
         Boot::Disk(_) => {
             error!("{}: this version starts no guest from its disks", guest.name);
             return None;
         }
     };
-    let image = |source: &Source| {
-        files.load(source).map_err(|error| error!("{}: {source}: {error}", guest.name)).ok()
-    };
-    let module = |module: &manifest::Module| {
-        Some(Module { image: image(&module.source)?, bootargs: module.bootargs.clone() })
-    };
-    // All of them, so that each that is wrong is named.
-    let (kernel, ramdisk) = (image(&boot.kernel), boot.ramdisk.as_ref().map(image));
-    let modules: Vec<_> = boot.modules.iter().map(module).collect();
-    for (what, count) in [("disk", guest.disks.len()), ("network", guest.networks.len())] {
-        if count > 0 {
-            warn!("{}: this version gives guests no {what}s; {count} left out", guest.name);
-        }
-    }
     let config = GuestConfig {
         name: guest.name.clone(),
         memory: guest.memory,
@@ -178,15 +173,8 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
             dedicated: guest.dedicated_cpus,
             cap: guest.cap,
         },
-        protocol: protocol(boot.method),
-        kernel: kernel?,
-        ramdisk: match ramdisk {
-            Some(image) => Some(image?),
-            None => None,
-        },
-        modules: modules.into_iter().collect::<Option<_>>()?,
-        bootargs: boot.bootargs.clone(),
-        disks: Vec::new(),
+        protocol,
+        provider: provider(guest, boot, image)?,
         debug_port: guest.debug_port,
         watchdog: guest.watchdog,
         virtio_console: guest.console == Console::Virtio,
@@ -196,6 +184,37 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
         on_poweroff: action(guest.on_poweroff),
     };
     Some(Wanted { config, shown: guest.console != Console::None, starts: guest.autostart })
+}
+
+/// What a guest starts from that the manifest names.
+fn boot_files(boot: &manifest::Files, image: impl Fn(&Source) -> Option<Image>) -> Option<BootFiles> {
+    let module = |module: &manifest::Module| {
+        Some(Module { image: image(&module.source)?, bootargs: module.bootargs.clone() })
+    };
+    // All of them, so that each that is wrong is named.
+    let (kernel, ramdisk) = (image(&boot.kernel), boot.ramdisk.as_ref().map(&image));
+    let modules: Vec<_> = boot.modules.iter().map(module).collect();
+    Some(BootFiles {
+        kernel: kernel?,
+        ramdisk: match ramdisk {
+            Some(image) => Some(image?),
+            None => None,
+        },
+        modules: modules.into_iter().collect::<Option<_>>()?,
+        bootargs: boot.bootargs.clone(),
+    })
+}
+
+/// Who has what each life of a guest starts with.
+fn provider(
+    guest: &manifest::GuestConfig,
+    files: BootFiles,
+    image: impl Fn(&Source) -> Option<Image>,
+) -> Option<Arc<dyn Provider>> {
+    if guest.disks.is_empty() {
+        return Some(Arc::new(Provisions { files, disks: Vec::new() }));
+    }
+    Some(Arc::new(GuestDisks::new(guest, files, image)?))
 }
 
 fn protocol(method: Method) -> BootProtocol {

@@ -10,6 +10,8 @@ extern crate alloc;
 mod console;
 #[cfg_attr(not(feature = "pci"), path = "no_devices.rs")]
 mod devices;
+#[cfg_attr(not(feature = "disks"), path = "no_disks.rs")]
+mod disks;
 #[cfg_attr(not(feature = "prompt"), path = "no_editor.rs")]
 mod editor;
 #[cfg(target_os = "none")]

@@ -7,7 +7,7 @@ use crate::host::exceptions::Mistake;
 use crate::host::memory::{FrameAllocator, Range};
 use crate::host::time::Clock;
 use crate::host::{heap, power};
-use crate::{console, devices, log, timeline, warn};
+use crate::{console, devices, disks, log, timeline, warn};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
@@ -29,6 +29,7 @@ console [GUEST]    show this guest, or all; Ctrl-] m leads back here
 log [GUEST]        Peerboot's log, or what is kept of a guest's output
 exits [GUEST]      why guests came back to Peerboot, and how often
 devices            devices on PCI, what drives them, and disks
+disks              the machine's disks, and which guests have them
 memory             who has which memory
 timeline           when the boot reached which step
 crash HOW          have Peerboot fail, to see its report
@@ -210,6 +211,7 @@ impl<'a> Management<'a> {
             ["exits"] => self.exits(None, out)?,
             ["exits", guest] => self.exits(Some(guest), out)?,
             ["devices"] => devices::list(out)?,
+            ["disks"] => disks::list(out)?,
             ["memory"] => self.memory(machine, out)?,
             ["timeline"] => timeline::lines(machine.clock).try_for_each(|line| writeln!(out, "{line}"))?,
             ["reboot"] => {

@@ -16,6 +16,7 @@ use crate::disk::{DiskError, GuestDisk};
 use crate::host::{Detail, Host, Terminal};
 use crate::memory::{GuestMemory, LayoutError, Region, TooHigh};
 use crate::news::News;
+use crate::provision::{Image, Provider, Provisions};
 use crate::schedule::{NoCores, Share};
 use crate::time::{Instant, TscClock};
 use crate::vcpu::Vcpu;
@@ -26,34 +27,6 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::Mutex;
-
-/// A file a guest boots from.
-#[derive(Clone)]
-pub enum Image {
-    /// Where it lay already: in memory-mapped flash, or in RAM.
-    Flash(&'static [u8]),
-    /// Unpacked, in memory.
-    Memory(Arc<[u8]>),
-}
-
-impl Image {
-    /// The file's bytes.
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Flash(bytes) => bytes,
-            Self::Memory(bytes) => bytes,
-        }
-    }
-}
-
-/// A file that goes with a kernel.
-#[derive(Clone)]
-pub struct Module {
-    /// The file.
-    pub image: Image,
-    /// Its command line.
-    pub bootargs: String,
-}
 
 /// What to do when a guest's life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,16 +50,8 @@ pub struct GuestConfig {
     pub share: Share,
     /// How it boots.
     pub protocol: BootProtocol,
-    /// The kernel.
-    pub kernel: Image,
-    /// The initial ramdisk.
-    pub ramdisk: Option<Image>,
-    /// What else goes with the kernel.
-    pub modules: Vec<Module>,
-    /// The kernel's command line.
-    pub bootargs: String,
-    /// Its disks, in the order in which the guest finds them.
-    pub disks: Vec<GuestDisk>,
+    /// What it starts from, and its disks.
+    pub provider: Arc<dyn Provider>,
     /// Whether port 0xE9 leads to the log.
     pub debug_port: bool,
     /// Whether it has a watchdog timer.
@@ -117,7 +82,7 @@ impl GuestConfig {
     pub fn own_memory(&self) -> u64 {
         let vcpus = u64::from(self.vcpus).saturating_mul(OWN_MEMORY_OF_VCPU);
         let tables = self.memory.div_ceil(BYTES_OF_NESTED_TABLE).saturating_mul(4096);
-        let disks = (self.disks.len() as u64).saturating_mul(OWN_MEMORY_OF_DISK);
+        let disks = (self.provider.disks() as u64).saturating_mul(OWN_MEMORY_OF_DISK);
         OWN_MEMORY.saturating_add(vcpus).saturating_add(tables).saturating_add(disks)
     }
 
@@ -222,6 +187,8 @@ pub enum BuildError {
     TooHigh(TooHigh),
     /// No machine has memory of this size.
     MemoryMap(MemoryMapError),
+    /// What it starts from, or a disk, cannot be had.
+    Provisions(String),
     /// Its images are not what its boot protocol asks for, or do not fit.
     Boot(BootError),
     /// A device cannot be had.
@@ -245,6 +212,7 @@ impl fmt::Display for BuildError {
             Self::Layout(error) => error.fmt(f),
             Self::TooHigh(TooHigh(at)) => write!(f, "memory at guest-physical {at} is out of reach"),
             Self::MemoryMap(error) => error.fmt(f),
+            Self::Provisions(reason) => f.write_str(reason),
             Self::Boot(error) => error.fmt(f),
             Self::Device(error) => error.fmt(f),
             Self::Disk(number, error) => write!(f, "disk{number}: {error}"),
@@ -350,16 +318,17 @@ impl Guest {
         let memory = Arc::new(allocate(&map, host)?);
         let tables = core.new_nested_tables(Arc::clone(&memory)).map_err(BuildError::TooHigh)?;
         let tables = Arc::new(tables);
-        let modules: Vec<boot::Module> = config
+        let Provisions { files, disks } = config.provider.provide().map_err(BuildError::Provisions)?;
+        let modules: Vec<boot::Module> = files
             .modules
             .iter()
             .map(|module| boot::Module { image: module.image.bytes(), bootargs: &module.bootargs })
             .collect();
         let images = boot::Images {
-            kernel: config.kernel.bytes(),
-            ramdisk: config.ramdisk.as_ref().map(Image::bytes),
+            kernel: files.kernel.bytes(),
+            ramdisk: files.ramdisk.as_ref().map(Image::bytes),
             modules: &modules,
-            bootargs: &config.bootargs,
+            bootargs: &files.bootargs,
         };
         let state = boot::load(config.protocol, &memory, &map, config.vcpus, config.watchdog, &images)
             .map_err(BuildError::Boot)?;
@@ -376,7 +345,7 @@ impl Guest {
         };
         let news = Arc::clone(waker.news());
         let mut chipset = Chipset::new(&board, news.waker(number));
-        for (n, disk) in config.disks.iter().enumerate() {
+        for (n, disk) in disks.iter().enumerate() {
             attach(&mut chipset, n, disk, config.vcpus).map_err(|error| BuildError::Disk(n, error))?;
         }
         add_devices(&mut chipset, config, host).map_err(BuildError::Device)?;

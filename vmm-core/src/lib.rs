@@ -41,6 +41,7 @@ pub mod memory;
 pub mod monitor;
 mod mtrr;
 mod news;
+pub mod provision;
 pub mod requests;
 pub mod schedule;
 pub mod time;

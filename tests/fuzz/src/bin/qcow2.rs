@@ -27,7 +27,8 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     let file = Arc::new(RamDisk::new(512, bytes));
-    let Ok(image) = wait(Qcow2::open(Arc::clone(&file) as Arc<dyn BlockDevice>, Some(Arc::clone(&backing)))) else {
+    let Ok(image) = wait(Qcow2::open(Arc::clone(&file) as Arc<dyn BlockDevice>, Some(Arc::clone(&backing))))
+    else {
         return;
     };
     let sectors = image.geometry().blocks;

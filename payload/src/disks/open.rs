@@ -1,0 +1,105 @@
+//! From the manifest's name of a place to the device that is there.
+
+use super::holds::{Hold, InUse, Place};
+use super::names::{self, NoDisk};
+use super::{MACHINE, found};
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt;
+use coreboot_config::manifest::{DiskPlace, PartitionName};
+use storage::partitions::{NotFound, Partition, PartitionTable, TableError, Window};
+use storage::{BlockDevice, BlockError, Buffer, Geometry, Reply};
+
+/// Why a place cannot be had.
+#[derive(Debug)]
+pub enum OpenError {
+    /// No disk is meant.
+    Disk(NoDisk),
+    /// The disk's partitions are not known.
+    Table(TableError),
+    /// No partition is meant, of these.
+    Partition(NotFound, String),
+    /// The partition does not fit the disk.
+    Window(BlockError),
+    /// Another guest has it.
+    InUse(InUse),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disk(error) => error.fmt(f),
+            Self::Table(error) => error.fmt(f),
+            Self::Partition(error, there) if there.is_empty() => write!(f, "{error}; the disk has none"),
+            Self::Partition(error, there) => write!(f, "{error}; the disk has {there}"),
+            Self::Window(error) => write!(f, "the partition: {error}"),
+            Self::InUse(error) => error.fmt(f),
+        }
+    }
+}
+
+/// The device at a place, held for `guest` until it is dropped.
+pub async fn place(place: &DiskPlace, writes: bool, guest: &str) -> Result<Arc<dyn BlockDevice>, OpenError> {
+    let number = names::find(&MACHINE.disks, &place.disk).map_err(OpenError::Disk)?;
+    let mut device = Arc::clone(&found()[number].disk.device);
+    let mut range = 0..device.geometry().size();
+    if let Some(name) = &place.partition {
+        let table = PartitionTable::read(&*device).await.map_err(OpenError::Table)?;
+        let partition = table.find(&word(name)).map_err(|e| OpenError::Partition(e, listed(&table)))?;
+        range = partition.start..partition.start.saturating_add(partition.len);
+        device = Arc::new(Window::new(device, partition).map_err(OpenError::Window)?);
+    }
+    let wanted = Place { disk: number, range, file: None };
+    let hold = MACHINE.holds.take(wanted, writes, guest, &format!("{place}")).map_err(OpenError::InUse)?;
+    Ok(Arc::new(Held { device, _hold: hold }))
+}
+
+/// A partition as its table finds it.
+fn word(name: &PartitionName) -> String {
+    match name {
+        PartitionName::Number(number) => format!("{number}"),
+        PartitionName::Label(label) => format!("label:{label}"),
+        PartitionName::Uuid(id) => format!("uuid:{id}"),
+    }
+}
+
+/// The partitions that there are, for messages.
+fn listed(table: &PartitionTable) -> String {
+    let mut text = String::new();
+    for Partition { number, label, id, .. } in &table.partitions {
+        text += if text.is_empty() { "" } else { ", " };
+        text += &match label {
+            Some(label) => format!("{number} (label/{label}, uuid/{id})"),
+            None => format!("{number} (uuid/{id})"),
+        };
+    }
+    text
+}
+
+/// A device that is held.
+struct Held {
+    device: Arc<dyn BlockDevice>,
+    _hold: Hold,
+}
+
+impl BlockDevice for Held {
+    fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+    fn read(&self, at: u64, into: Buffer) -> Reply<'_> {
+        self.device.read(at, into)
+    }
+    fn write(&self, at: u64, from: Buffer) -> Reply<'_> {
+        self.device.write(at, from)
+    }
+    fn flush(&self) -> Reply<'_> {
+        self.device.flush()
+    }
+    fn discard(&self, at: u64, len: u64) -> Reply<'_> {
+        self.device.discard(at, len)
+    }
+    fn write_zeroes(&self, at: u64, len: u64) -> Reply<'_> {
+        self.device.write_zeroes(at, len)
+    }
+}
