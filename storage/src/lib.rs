@@ -35,13 +35,19 @@ mod claims;
 mod fields;
 #[cfg(any(feature = "ext4", feature = "fat"))]
 pub mod files;
+pub mod image;
 mod join;
 mod lock;
+pub mod overlay;
 pub mod partitions;
 pub mod qcow2;
+mod sectors;
+pub mod share;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod vhd;
 
 pub use block::{BlockDevice, BlockError, Geometry, Reply, read_bytes};
 pub use buffer::{Buffer, Memory, Piece};
+pub use overlay::Overlay;
+pub use sectors::Sectors;

@@ -36,8 +36,7 @@ pub async fn create(file: &dyn BlockDevice, size: u64, backing: Option<&Backing>
     let l1_len =
         u32::try_from(LAYOUT.l1_entries(size)).ok().filter(|len| *len <= 1 << 20).ok_or(wrong_size)?;
     let l1_at = LAYOUT.start(L1_TABLE);
-    let used =
-        LAYOUT.clusters(0, l1_at.saturating_add(u64::from(l1_len).saturating_mul(8)).saturating_add(1)).end;
+    let used = LAYOUT.clusters(0, l1_at.saturating_add(u64::from(l1_len).saturating_mul(8))).end;
     let end = LAYOUT.start(used);
     if end > geometry.size() {
         return Err(BlockError::NoRoom { size: geometry.size() }.into());

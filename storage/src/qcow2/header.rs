@@ -7,7 +7,7 @@ use crate::fields::{be_u16, be_u32, be_u64, put};
 use alloc::string::String;
 use alloc::vec::Vec;
 
-/// `QFI` and 0xFB.
+/// What every image begins with: `QFI` and 0xFB.
 pub const MAGIC: u32 = 0x5146_49fb;
 /// The length of version 2's header, and of version 3's least one, in bytes.
 const LENGTH_2: u32 = 72;
@@ -208,8 +208,10 @@ fn field(name: &'static str, found: u32) -> Qcow2Error {
 }
 
 fn check_features(incompatible: u64) -> Result<(), Qcow2Error> {
+    if incompatible & incompatible::CORRUPT != 0 {
+        return Err(Qcow2Error::Corrupt);
+    }
     let named = [
-        (incompatible::CORRUPT, "an image that is marked as corrupt"),
         (incompatible::EXTERNAL_DATA, "an external data file"),
         (incompatible::EXTENDED_L2, "extended L2 entries"),
     ];

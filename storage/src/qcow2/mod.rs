@@ -16,7 +16,7 @@ mod refcounts;
 
 pub use check::Repaired;
 pub use create::create;
-pub use header::{Backing, Compression, Header, Snapshot};
+pub use header::{Backing, Compression, Header, MAGIC, Snapshot};
 
 use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_bytes_or_zeros, read_or_zeros, zero};
 use crate::buffer::Buffer;
@@ -55,6 +55,8 @@ pub enum Qcow2Error {
     NoHeader(u32),
     /// Its version is neither 2 nor 3.
     Version(u32),
+    /// Who wrote it last found it damaged, and said so in it.
+    Corrupt,
     /// It uses something that is known, but not supported.
     Unsupported(&'static str),
     /// It uses features that nobody knew when this was written: the bits in the header.
@@ -79,10 +81,11 @@ impl fmt::Display for Qcow2Error {
             Self::File(error) => error.fmt(f),
             Self::BlockSize(found) => write!(f, "it lies in blocks of {found} bytes, expected 512"),
             Self::NoHeader(found) => {
-                write!(f, "no qcow2 header: it begins with {found:#010x}, expected {:#010x}", header::MAGIC)
+                write!(f, "no qcow2 header: it begins with {found:#010x}, expected {:#010x}", MAGIC)
             }
             Self::Version(found) => write!(f, "it is qcow2 of version {found}, expected 2 or 3"),
-            Self::Unsupported(what) => write!(f, "{what} is not supported"),
+            Self::Corrupt => f.write_str("it is marked as corrupt; `qemu-img check -r all` may repair it"),
+            Self::Unsupported(what) => write!(f, "it uses {what}, which is not supported"),
             Self::Features(bits) => write!(f, "it uses unknown incompatible features {bits:#x}"),
             Self::Field { name, found } => write!(f, "{name} is {found:#x}, which cannot be"),
             Self::NoBacking { name } => write!(f, "its backing file `{name}` is missing"),

@@ -236,6 +236,126 @@ fn an_overlay_leaves_its_backing_alone() {
 }
 
 #[test]
+fn an_overlay_is_made_and_rolled_back() {
+    let base = disk(content(2 * MIB));
+    let named = Image::holding(&base.bytes());
+    let backing = Backing { name: named.path(), format: Some("raw".into()) };
+    let file = disk(vec![0xdd; 4 * MIB]);
+    let make = |size| wait(create(&*file, size, Some(&backing)));
+    make(3 << 20).unwrap();
+    let mut expected = base.bytes();
+    expected.resize(3 * MIB, 0);
+    for round in 0..2 {
+        assert_clean(&file.bytes(), "a new overlay");
+        assert!(raw(&file.bytes()) == expected, "round {round}");
+        let image = open(&file, Some(Arc::clone(&base) as Arc<dyn BlockDevice>)).unwrap();
+        assert_eq!(
+            (image.repaired(), image.header().backing.as_ref()),
+            (Repaired::default(), Some(&backing))
+        );
+        assert!(read_all(&image) == expected, "round {round}");
+        play(&image, &mut expected.clone(), &mut Random(round), 100);
+        wait(image.flush()).unwrap();
+        drop(image);
+        assert_clean(&file.bytes(), "an overlay");
+        assert!(raw(&file.bytes()) != expected);
+        make(3 << 20).unwrap();
+    }
+    // Without a backing, larger than an L1 table of one cluster shows, and without room.
+    wait(create(&*file, 8 << 40, None)).unwrap();
+    assert_clean(&file.bytes(), "8 TiB");
+    let image = open(&file, None).unwrap();
+    write(&image, (8 << 40) - 512, &pattern(512, 1));
+    assert!(read(&image, (8 << 40) - 1024, 1024) == [vec![0; 512], pattern(512, 1)].concat());
+    let error = wait(create(&*disk(vec![0; 64 * KIB]), MIB as u64, None)).err().unwrap();
+    assert_eq!(error, Qcow2Error::File(BlockError::NoRoom { size: 64 << 10 }));
+    let long = Backing { name: "x".repeat(2000), format: None };
+    assert!(matches!(wait(create(&*file, 512, Some(&long))), Err(Qcow2Error::Field { found: 2000, .. })));
+    assert!(matches!(wait(create(&*file, 100, None)), Err(Qcow2Error::Field { name: "the size", .. })));
+}
+
+#[test]
+fn a_cut_while_rolling_back_leaves_an_image_or_none() {
+    let mut bytes = create_by_qemu("compat=1.1", "2M").bytes();
+    bytes.resize(2 * MIB, 0xdd);
+    let file = disk(bytes);
+    let image = open(&file, None).unwrap();
+    write(&image, 0, &pattern(MIB, 1));
+    wait(image.flush()).unwrap();
+    drop(image);
+    let tape = Tape::new(file.bytes());
+    wait(create(&tape, 2 << 20, None)).unwrap();
+    let mut random = Random(1);
+    for events in 0..=tape.events() {
+        for _ in 0..20 {
+            match open(&disk(tape.cut(events, &mut random)), None) {
+                Ok(image) => {
+                    let found = read(&image, 0, MIB);
+                    assert!(found == pattern(MIB, 1) || found == vec![0; MIB], "after {events}");
+                    assert_eq!(image.repaired(), Repaired::default());
+                }
+                Err(error) => assert_eq!(error, Qcow2Error::NoHeader(0), "after {events}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn every_damage_is_named() {
+    let good = convert(&content(MIB), &["-o", "cluster_size=4k"]);
+    let error = |changes: &[(usize, u8)]| {
+        let mut bytes = good.clone();
+        changes.iter().for_each(|(at, value)| bytes[*at] = *value);
+        open(&disk(bytes), None).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    assert_eq!(error(&[]), "");
+    assert_eq!(error(&[(0, 0)]), "no qcow2 header: it begins with 0x004649fb, expected 0x514649fb");
+    assert_eq!(error(&[(7, 4)]), "it is qcow2 of version 4, expected 2 or 3");
+    assert_eq!(error(&[(23, 22)]), "the number of bits in a cluster is 0x16, which cannot be");
+    assert_eq!(error(&[(35, 1)]), "it uses encryption, which is not supported");
+    assert_eq!(error(&[(79, 2)]), "it is marked as corrupt; `qemu-img check -r all` may repair it");
+    assert_eq!(error(&[(79, 4)]), "it uses an external data file, which is not supported");
+    assert_eq!(error(&[(79, 16)]), "it uses extended L2 entries, which is not supported");
+    assert_eq!(error(&[(72, 0x80)]), "it uses unknown incompatible features 0x8000000000000000");
+    assert_eq!(error(&[(99, 7)]), "the refcounts' order is 0x7, which cannot be");
+    assert_eq!(error(&[(39, 0)]), "the L1 table's length is 0x0, which cannot be");
+    assert_eq!(error(&[(47, 1)]), "the L1 table's place is 0x3001, which cannot be");
+    assert_eq!(error(&[(55, 1)]), "the refcount table's place is 0x1001, which cannot be");
+    assert_eq!(error(&[(59, 0)]), "the refcount table's length is 0x0, which cannot be");
+    // The L1 table where the refcount table is; an L2 table behind the end; two clusters in one place.
+    assert_eq!(error(&[(46, 0x10)]), "the image is damaged: two structures share the cluster at 0x1");
+    assert!(error(&[(0x3004, 0x7f)]).ends_with("something points behind the end of the file at 0x3000"));
+    // What cannot be mended is still read, as far as it is whole.
+    let mut bytes = good.clone();
+    bytes[46] = 0x10;
+    assert!(open(&sealed(bytes), None).is_ok());
+}
+
+proptest::proptest! {
+    /// Whatever was damaged, opening, reading and writing come to an end, and what is then there is whole.
+    #[test]
+    fn a_mutated_image_never_panics(
+        changes in proptest::collection::vec((0_usize..0x6000, proptest::num::u8::ANY), 1..6),
+    ) {
+        thread_local!(static GOOD: Vec<u8> = convert(&content(MIB), &["-o", "cluster_size=4k"]));
+        let mut bytes = GOOD.with(Clone::clone);
+        for (offset, value) in changes {
+            bytes[offset] = value;
+        }
+        bytes.resize(2 * MIB, 0);
+        let file = disk(bytes);
+        if let Ok(image) = open(&file, None) {
+            let _ = wait(image.read(0, Buffer::zeroed(64 * KIB)));
+            let _ = wait(image.write(0, Buffer::zeroed(64 * KIB)));
+            if wait(image.flush()).is_ok() {
+                drop(image);
+                assert_eq!(open(&file, None).unwrap().repaired().uncounted, 0);
+            }
+        }
+    }
+}
+
+#[test]
 fn snapshots_are_listed_and_keep_what_they_have() {
     for options in [&["-o", "cluster_size=4k"][..], &["-o", "compat=0.10"], &["-c"]] {
         let first = content(4 * MIB);

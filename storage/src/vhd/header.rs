@@ -2,6 +2,7 @@
 
 use super::{SECTOR, VhdError};
 use crate::fields::{array as field, be_u32 as u32_at, be_u64 as u64_at};
+use alloc::string::String;
 
 const FOOTER_COOKIE: [u8; 8] = *b"conectix";
 const FOOTER_SUM: usize = 64;
@@ -87,6 +88,18 @@ impl SparseHeader {
         let (entries, block_size) = (u32_at(bytes, 28), u32_at(bytes, 32));
         Ok(Self { table_at, entries, block_size, parent: field(bytes, 40) })
     }
+}
+
+/// Whether these bytes begin as a footer does.
+pub fn is_footer(bytes: &[u8]) -> bool {
+    bytes.starts_with(&FOOTER_COOKIE)
+}
+
+/// The parent's name in UTF-16, up to a zero, in a header that is not fixed.
+pub fn parent_name(bytes: &[u8]) -> String {
+    let (units, _) = bytes.get(64..576).unwrap_or(&[]).as_chunks();
+    let units = units.iter().map(|unit| u16::from_be_bytes(*unit)).take_while(|unit| *unit != 0);
+    char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
 }
 
 fn check_version(name: &'static str, found: u32) -> Result<(), VhdError> {

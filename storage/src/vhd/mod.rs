@@ -8,12 +8,14 @@ use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_bytes, read_or
 use crate::buffer::Buffer;
 use crate::lock::Lock;
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::future::ready;
 use core::sync::atomic::{AtomicU64, Ordering};
+pub use header::is_footer;
 use header::{Footer, Kind, SparseHeader};
 use spin::Mutex;
 
@@ -143,6 +145,20 @@ impl Vhd {
             Kind::Differencing => Some(Sparse::open(&*file, &footer, Some(parent)).await?),
         };
         Ok(Self { file, footer, sparse })
+    }
+
+    /// The name of the parent of the image in `file`, where it has one: a file's, as who made it wrote it.
+    ///
+    /// # Errors
+    /// It is none, or is damaged.
+    pub async fn parent_name(file: &dyn BlockDevice) -> Result<Option<String>, VhdError> {
+        let footer = read_footer(file).await?;
+        if footer.kind != Kind::Differencing {
+            return Ok(None);
+        }
+        let header = read_bytes(file, footer.header_at, header::SPARSE_SIZE).await?;
+        SparseHeader::parse(&header)?;
+        Ok(Some(header::parent_name(&header)))
     }
 
     /// What tells the image from all others.

@@ -108,6 +108,8 @@ fn differing(parent: [u8; 16]) -> Vec<u8> {
     let mut bytes = create("dynamic");
     let len = bytes.len();
     bytes[512 + 40..512 + 56].copy_from_slice(&parent);
+    let name = "base.vhd".encode_utf16().flat_map(u16::to_be_bytes);
+    bytes.splice(512 + 64..512 + 80, name);
     let sum = header::sum(&bytes[512..1536], 36).to_be_bytes();
     bytes[512 + 36..512 + 40].copy_from_slice(&sum);
     for footer in [0, len - 512] {
@@ -143,6 +145,8 @@ fn a_child_shows_its_parent_where_it_has_nothing_of_its_own() {
     let again = disk(file.bytes());
     assert_eq!(read(&open(&again, Some(named.clone())).unwrap(), 0, expected.len()), expected);
 
+    assert_eq!(wait(Vhd::parent_name(&*again)), Ok(Some("base.vhd".into())));
+    assert_eq!(wait(Vhd::parent_name(&*parent_file)), Ok(None));
     assert_eq!(open(&again, None).err(), Some(VhdError::NoParent));
     let other = Parent { id: [1; 16], ..named };
     assert_eq!(open(&again, Some(other)).err(), Some(VhdError::OtherParent));
