@@ -62,8 +62,12 @@ impl fmt::Display for DiskError {
 impl core::error::Error for DiskError {}
 
 impl GuestDisk {
-    /// The controller through which a guest with so many virtual CPUs reaches it, new after power-on.
-    pub(crate) fn controller(&self, vcpus: u32) -> Result<Box<dyn PciFunction>, DiskError> {
+    /// The controller through which a guest with so many virtual CPUs reaches it, new after power-on. `slot` is where
+    /// on the bus it will be.
+    ///
+    /// # Errors
+    /// This build has no such model.
+    pub fn controller(&self, slot: u8, vcpus: u32) -> Result<Box<dyn PciFunction>, DiskError> {
         match self.model {
             #[cfg(feature = "virtio")]
             DiskModel::Virtio => {
@@ -73,8 +77,19 @@ impl GuestDisk {
                     crate::virtio::pci::VirtioPci::new(Box::new(block)).map_err(DiskError::Config)?;
                 Ok(Box::new(function))
             }
+            #[cfg(feature = "nvme-device")]
+            DiskModel::Nvme => {
+                use crate::nvme::{Identity, Nvme};
+                let identity = Identity { serial: self.serial.clone(), slot, write_back: self.write_back };
+                // A queue for each of the CPUs, so that they need not wait for each other.
+                let queues = u16::try_from(vcpus).unwrap_or(u16::MAX);
+                let nvme =
+                    Nvme::new(Arc::clone(&self.device), identity, queues).map_err(DiskError::Config)?;
+                Ok(Box::new(nvme))
+            }
+            #[allow(unreachable_patterns, reason = "builds without one of the models")]
             _ => {
-                let _ = vcpus;
+                let _ = (slot, vcpus);
                 Err(DiskError::NoModel(self.model))
             }
         }

@@ -577,7 +577,7 @@ fn attach(chipset: &mut Chipset, n: usize, disk: &GuestDisk, vcpus: u32) -> Resu
     let slot = u8::try_from(n).ok().and_then(|n| FIRST_SLOT.checked_add(n));
     let slot = slot.filter(|slot| *slot <= LAST_SLOT).ok_or(DiskError::NoSlot)?;
     chipset
-        .add_pci_function(PciAddress::new(0, slot, 0), disk.controller(vcpus)?)
+        .add_pci_function(PciAddress::new(0, slot, 0), disk.controller(slot, vcpus)?)
         .map_err(|_| DiskError::NoSlot)
 }
 

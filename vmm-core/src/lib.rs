@@ -41,6 +41,8 @@ pub mod memory;
 pub mod monitor;
 mod mtrr;
 mod news;
+#[cfg(feature = "nvme-device")]
+pub mod nvme;
 pub mod provision;
 pub mod requests;
 pub mod schedule;

@@ -42,6 +42,8 @@ pub enum Part {
     Ata,
     /// Guests' devices by virtio
     GuestVirtio,
+    /// Guests' disks as NVMe controllers
+    GuestNvme,
     /// Disks for guests
     Disks,
 }
@@ -53,7 +55,7 @@ const SMALL_FLAGS: &str = "\"-Cllvm-args=-inline-threshold=30\", \"-Cllvm-args=-
                            \"-Cllvm-args=-disable-early-taildup\"";
 
 /// What is left out where flash is smallest: what stays starts Linux on AMD's processors.
-pub const LEFT_OUT_OF_SMALL: [Part; 13] = [
+pub const LEFT_OUT_OF_SMALL: [Part; 14] = [
     Part::VtX,
     Part::Linux16,
     Part::Pvh,
@@ -66,6 +68,7 @@ pub const LEFT_OUT_OF_SMALL: [Part; 13] = [
     Part::Ahci,
     Part::Ata,
     Part::GuestVirtio,
+    Part::GuestNvme,
     Part::Disks,
 ];
 

@@ -503,4 +503,4 @@ fn offset_in(at: GuestPhys, base: GuestPhys, bytes: u64) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

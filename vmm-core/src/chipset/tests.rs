@@ -43,15 +43,24 @@ pub(super) struct Board {
 }
 
 /// 1 MiB from zero on.
-pub(super) fn memory() -> Arc<GuestMemory> {
+pub(crate) fn memory() -> Arc<GuestMemory> {
     let block = Box::new(HeapBlock::zeroed(1 << 20, 4096).unwrap());
     Arc::new(GuestMemory::new(alloc::vec![Region::new(GuestPhys::new(0), block)]).unwrap())
 }
 
 /// Runs `work` for a device whose messages `apics` takes.
 pub(super) fn with_bus<R>(apics: &dyn ApicBus, work: impl FnOnce(&mut Context) -> R) -> R {
-    let (mut console, memory) = (Output::default(), memory());
-    work(&mut Context { now: Instant::ZERO, console: &mut console, apics, memory: &memory, complaint: None })
+    with_memory(apics, &memory(), work)
+}
+
+/// The same, with memory that outlives it.
+pub(crate) fn with_memory<R>(
+    apics: &dyn ApicBus,
+    memory: &Arc<GuestMemory>,
+    work: impl FnOnce(&mut Context) -> R,
+) -> R {
+    let mut console = Output::default();
+    work(&mut Context { now: Instant::ZERO, console: &mut console, apics, memory, complaint: None })
 }
 
 impl Board {
