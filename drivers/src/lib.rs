@@ -42,17 +42,21 @@ pub mod pci;
 pub mod platform;
 pub mod reply;
 // Not every driver needs all of it.
-#[cfg(any(feature = "nvme", feature = "ahci", feature = "ata"))]
+#[cfg(any(feature = "virtio-blk", feature = "nvme", feature = "ahci", feature = "ata"))]
 #[allow(dead_code)]
 mod requests;
 // Not every driver needs all of it.
-#[cfg(any(feature = "nvme", feature = "ahci", feature = "ata"))]
+#[cfg(any(feature = "virtio-blk", feature = "nvme", feature = "ahci", feature = "ata"))]
 #[allow(dead_code)]
 mod task;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
 mod trial;
+#[cfg(feature = "virtio-blk")]
+mod virtio;
+#[cfg(feature = "virtio-blk")]
+pub mod virtio_blk;
 
 pub use driver::{Disk, Driver, Error};
 pub use list::{DRIVERS, Entry, driver_of};

@@ -20,6 +20,8 @@ pub struct Entry {
 
 /// All drivers that were not left out.
 pub const DRIVERS: &[Entry] = &[
+    #[cfg(feature = "virtio-blk")]
+    crate::virtio_blk::ENTRY,
     #[cfg(feature = "nvme")]
     crate::nvme::ENTRY,
     #[cfg(feature = "ata")]

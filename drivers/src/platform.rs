@@ -111,21 +111,3 @@ pub trait Registers: Send + Sync {
     /// Writes the 64 bits at `offset`.
     fn write_u64(&self, offset: usize, value: u64);
 }
-
-/// Asks `ready` until it says yes, for at most so many nanoseconds; whether it did.
-pub fn wait_until(platform: &dyn Platform, nanoseconds: u64, mut ready: impl FnMut() -> bool) -> bool {
-    /// How long to leave the device alone in between, in nanoseconds.
-    const PAUSE: u64 = 10_000;
-    let end = platform.now().saturating_add(nanoseconds);
-    loop {
-        // The time is taken first: who was kept away meanwhile must not take that for the device's slowness.
-        let over = platform.now() >= end;
-        if ready() {
-            return true;
-        }
-        if over {
-            return false;
-        }
-        platform.wait(PAUSE);
-    }
-}

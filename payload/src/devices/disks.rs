@@ -49,7 +49,7 @@ pub fn find() {
 impl fmt::Display for FoundDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let geometry = self.disk.device.geometry();
-        write!(f, "disk: {} {}.{}", self.driver, self.address, self.disk.unit)?;
+        write!(f, "disk: {} {}/{}", self.driver, self.address, self.disk.unit)?;
         if !self.disk.model.is_empty() {
             write!(f, ", {}", Plain(&self.disk.model))?;
         }
