@@ -29,8 +29,12 @@
 
 extern crate alloc;
 
+// Neither driver needs all of it.
 #[cfg(any(feature = "ahci", feature = "ata"))]
+#[cfg_attr(not(all(feature = "ahci", feature = "ata")), allow(dead_code))]
 mod acs;
+#[cfg(feature = "ahci")]
+pub mod ahci;
 #[cfg(feature = "ata")]
 pub mod ata;
 pub mod dma;
@@ -43,11 +47,17 @@ pub mod platform;
 pub mod reply;
 // Not every driver needs all of it.
 #[cfg(any(feature = "virtio-blk", feature = "nvme", feature = "ahci", feature = "ata"))]
-#[allow(dead_code)]
+#[cfg_attr(
+    not(all(feature = "virtio-blk", feature = "nvme", feature = "ahci", feature = "ata")),
+    allow(dead_code)
+)]
 mod requests;
 // Not every driver needs all of it.
 #[cfg(any(feature = "virtio-blk", feature = "nvme", feature = "ahci", feature = "ata"))]
-#[allow(dead_code)]
+#[cfg_attr(
+    not(all(feature = "virtio-blk", feature = "nvme", feature = "ahci", feature = "ata")),
+    allow(dead_code)
+)]
 mod task;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -24,6 +24,8 @@ pub const DRIVERS: &[Entry] = &[
     crate::virtio_blk::ENTRY,
     #[cfg(feature = "nvme")]
     crate::nvme::ENTRY,
+    #[cfg(feature = "ahci")]
+    crate::ahci::ENTRY,
     #[cfg(feature = "ata")]
     crate::ata::ENTRY,
 ];

@@ -10,6 +10,8 @@ const READ_DMA: u8 = 0xc8;
 const READ_DMA_EXT: u8 = 0x25;
 const WRITE_DMA: u8 = 0xca;
 const WRITE_DMA_EXT: u8 = 0x35;
+const READ_FPDMA_QUEUED: u8 = 0x60;
+const WRITE_FPDMA_QUEUED: u8 = 0x61;
 const FLUSH_CACHE: u8 = 0xe7;
 const FLUSH_CACHE_EXT: u8 = 0xea;
 const DATA_SET_MANAGEMENT: u8 = 0x06;
@@ -72,6 +74,19 @@ impl TaskFile {
         // Without the second bytes, the device register has four bits of the number.
         let upper = if wide { 0 } else { (lba >> 24) as u8 & 0xf };
         Self { lba, count, device: LBA | upper, wide, ..plain }
+    }
+
+    /// The command that reads or writes among others, each with a tag of its own, at most 31.
+    pub fn queued(command: &Command, tag: usize) -> Self {
+        let code = if command.operation == Operation::Read { READ_FPDMA_QUEUED } else { WRITE_FPDMA_QUEUED };
+        Self {
+            features: command.blocks as u16,
+            lba: command.block,
+            count: (tag as u16 & 0x1f) << 3,
+            device: LBA,
+            wide: true,
+            ..Self::plain(code)
+        }
     }
 }
 

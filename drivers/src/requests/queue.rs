@@ -147,11 +147,6 @@ impl Queue {
         self.slots.get(slot)?.as_ref()
     }
 
-    /// Which slots have a command under way.
-    pub fn under_way(&self) -> impl Iterator<Item = usize> + '_ {
-        self.slots.iter().enumerate().filter(|(_, command)| command.is_some()).map(|(slot, _)| slot)
-    }
-
     /// The slot's command has ended. Whether there was one.
     pub fn end(&mut self, slot: usize, result: Result<(), BlockError>) -> bool {
         let Some(command) = self.take(slot) else { return false };
