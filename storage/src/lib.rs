@@ -30,6 +30,8 @@
 extern crate alloc;
 
 mod block;
+#[cfg(any(feature = "ext4", feature = "fat"))]
+pub mod boot_entries;
 mod buffer;
 mod claims;
 mod fields;

@@ -3,55 +3,14 @@
 use super::*;
 use crate::block::BlockError;
 use crate::buffer::Buffer;
-use crate::testing::{RamDisk, wait};
+use crate::testing::{RamDisk, Scratch, mke2fs, mkfs_vfat, pattern, run, wait};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::OnceLock;
-
-/// A directory of a test's own, gone with it.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(test: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("peerboot-files-{}-{test}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Runs a program that Debian has in /sbin or /usr/bin.
-fn run(program: &str, arguments: &[&str]) -> String {
-    let mut command = Command::new(program);
-    command.args(arguments).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");
-    let output = command.output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    let said =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    // e2fsck says with 1 that it has corrected something.
-    let fine = output.status.success() || (program == "e2fsck" && output.status.code() == Some(1));
-    assert!(fine, "{program} {arguments:?}: {said}");
-    said
-}
-
-/// Bytes that differ from place to place.
-fn pattern(len: usize, seed: u32) -> Vec<u8> {
-    (0..len as u32).map(|n| (n.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8).collect()
-}
 
 fn open(image: Vec<u8>) -> FileSystem {
     open_device(Arc::new(RamDisk::new(512, image)))
@@ -121,7 +80,7 @@ fn make_tree(root: &Path) {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
     for len in [0, 1, 59, 60, 61, 120, 1023, 4096, 4097, 13 << 10, 300 << 10, (3 << 20) + 7] {
-        fs::write(root.join(format!("boot/file of {len} bytes")), pattern(len, len as u32)).unwrap();
+        fs::write(root.join(format!("boot/file of {len} bytes")), pattern(len, len)).unwrap();
     }
     fs::write(root.join("deep/er/than/usual/Größe und Ähnliches – 日本.txt"), "einfach").unwrap();
     for n in 0..300 {
@@ -148,20 +107,6 @@ fn add_links(root: &Path) {
         sparse.write_all(&pattern(9000, 1)).unwrap();
     }
     sparse.set_len(5 << 20).unwrap();
-}
-
-/// An image of so many MiB with what is under `root`.
-fn mke2fs(scratch: &Scratch, root: &Path, mib: u32, options: &[&str]) -> Vec<u8> {
-    let image = scratch.path("image");
-    let _ = fs::remove_file(&image);
-    let size = format!("{mib}M");
-    let mut arguments =
-        vec!["-q", "-F", "-L", "the label", "-U", "01234567-89ab-cdef-0123-456789abcdef", "-d"];
-    arguments.push(root.to_str().unwrap());
-    arguments.extend(options);
-    arguments.extend([image.to_str().unwrap(), &size]);
-    run("mke2fs", &arguments);
-    fs::read(image).unwrap()
 }
 
 const EXT4: &[(&str, &[&str])] = &[
@@ -244,7 +189,7 @@ fn hashed_directories_and_deep_trees_are_read() {
     let mut holed = fs::File::create(root.join("holed")).unwrap();
     for n in 0..2500_u64 {
         holed.seek(SeekFrom::Start(n * 8192)).unwrap();
-        holed.write_all(&pattern(4096, n as u32)).unwrap();
+        holed.write_all(&pattern(4096, n as usize)).unwrap();
     }
     drop(holed);
     let here = tree_here(&root);
@@ -358,7 +303,7 @@ fn a_file_of_ext4_is_a_disk() {
         for (at, len) in
             [(0, 512), (512, 1024), (3584, 8192), (98_304, 1536), (200_192, 99_840), (299_520, 1024)]
         {
-            let new = pattern(len, at as u32);
+            let new = pattern(len, at);
             wait(file.write(at as u64, Buffer::holding(&new))).unwrap();
             expected[at..at + len].copy_from_slice(&new);
         }
@@ -424,30 +369,6 @@ fn what_others_keep_is_not_made_a_disk() {
     assert_eq!(wait(disk.write(45_056, bytes)), Err(BlockError::NotAllocated));
 }
 
-/// FAT in an image of so many MiB, with what is under `root`.
-fn mkfs_vfat(scratch: &Scratch, root: &Path, mib: usize, options: &[&str]) -> Vec<u8> {
-    let image = scratch.path("fat");
-    fs::File::create(&image).unwrap().set_len((mib as u64) << 20).unwrap();
-    let path = image.to_str().unwrap();
-    let mut arguments = vec!["-n", "DAS LABEL", "-i", "0a1b2c3d"];
-    arguments.extend(options);
-    arguments.push(path);
-    run("mkfs.vfat", &arguments);
-    // Files in between that are gone again, so that others are in pieces.
-    let filler = scratch.path("filler");
-    fs::write(&filler, pattern(30_000, 9)).unwrap();
-    let names: Vec<String> = (0..20).map(|n| format!("::filler{n}")).collect();
-    names.iter().for_each(|name| drop(run("mcopy", &["-i", path, filler.to_str().unwrap(), name])));
-    names.iter().step_by(2).for_each(|name| drop(run("mdel", &["-i", path, name])));
-    let mut arguments = vec!["-s", "-i", path];
-    let children: Vec<_> = fs::read_dir(root).unwrap().flatten().map(|entry| entry.path()).collect();
-    arguments.extend(children.iter().map(|path| path.to_str().unwrap()));
-    arguments.push("::");
-    run("mcopy", &arguments);
-    names.iter().skip(1).step_by(2).for_each(|name| drop(run("mdel", &["-i", path, name])));
-    fs::read(image).unwrap()
-}
-
 #[test]
 fn fat_is_read_as_it_was_written() {
     let scratch = Scratch::new("fat");
@@ -483,7 +404,7 @@ fn a_file_of_fat_is_a_disk() {
     let file = wait(fs.disk("Disk.IMG", true)).unwrap();
     let mut expected = pattern(500_000, 5);
     for (at, len) in [(0, 100_352), (250_368, 51_200), (499_712, 512)] {
-        let new = pattern(len, at as u32);
+        let new = pattern(len, at);
         wait(file.write(at as u64, Buffer::holding(&new))).unwrap();
         let end = (at + len).min(expected.len());
         expected[at..end].copy_from_slice(&new[..end - at]);

@@ -9,6 +9,8 @@
 )]
 
 #[cfg(test)]
+mod file_system;
+#[cfg(test)]
 mod image;
 #[cfg(test)]
 mod tape;
@@ -18,6 +20,8 @@ use crate::buffer::Buffer;
 use core::future::{Future, ready};
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
+#[cfg(test)]
+pub use file_system::{Scratch, mke2fs, mkfs_vfat, run};
 #[cfg(test)]
 pub use image::Image;
 use spin::Mutex;

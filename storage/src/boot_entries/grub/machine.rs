@@ -1,0 +1,265 @@
+//! What runs a configuration.
+
+use super::script::{Part, Statement, Word};
+use alloc::borrow::ToOwned;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// What GRUB's name of a device begins with here if a search has found it; a volume's number follows.
+pub const FOUND: &str = "volume";
+/// How long a value may be.
+const LONGEST: usize = 64 << 10;
+/// How many statements are run, those in entries included.
+const MOST_STEPS: usize = 1 << 16;
+/// How many items a menu may have.
+const MOST_ITEMS: usize = 256;
+
+/// A file, and the device where it is looked for if its name does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    pub root: String,
+    pub path: String,
+}
+
+/// What an entry boots.
+#[derive(Debug, Default)]
+pub struct Boot {
+    pub kernel: Option<Named>,
+    pub arguments: String,
+    pub ramdisks: Vec<Named>,
+}
+
+/// An entry of a menu, or a menu in it.
+#[derive(Debug, Default)]
+pub struct Item {
+    pub title: String,
+    pub id: String,
+    pub boot: Boot,
+    pub items: Vec<Item>,
+}
+
+/// The state of a configuration that is run.
+pub struct Machine {
+    variables: BTreeMap<String, String>,
+    /// What `load_env` loads, if there is such a file.
+    environment: Option<BTreeMap<String, String>>,
+    /// Identifiers and labels of the file systems.
+    pub volumes: Vec<(String, String)>,
+    steps: usize,
+}
+
+impl Machine {
+    /// Before the configuration in `directory` of this volume is run.
+    pub fn new(directory: &str, volume: usize, environment: Option<BTreeMap<String, String>>) -> Self {
+        let root = format!("{FOUND}{volume}");
+        let mut variables: BTreeMap<String, String> = BTreeMap::new();
+        // What GRUB 2.06 says of itself.
+        for feature in ["menuentry_id", "platform_search_hint", "timeout_style", "default_font_path"] {
+            variables.insert(format!("feature_{feature}"), "y".to_owned());
+        }
+        variables.insert("prefix".to_owned(), format!("({root}){directory}"));
+        variables.insert("root".to_owned(), root);
+        variables.insert("grub_platform".to_owned(), "pc".to_owned());
+        variables.insert("grub_cpu".to_owned(), "i386".to_owned());
+        Self { variables, environment, volumes: Vec::new(), steps: 0 }
+    }
+
+    /// A variable's value; empty where it has none.
+    pub fn variable(&self, name: &str) -> &str {
+        self.variables.get(name).map_or("", String::as_str)
+    }
+
+    /// Runs a configuration; what its menu has then.
+    pub fn menu(&mut self, script: &[Statement]) -> Vec<Item> {
+        let mut items = Vec::new();
+        self.run(script, &mut Boot::default(), &mut items);
+        items
+    }
+
+    /// Runs statements; whether the last one succeeded.
+    fn run(&mut self, statements: &[Statement], boot: &mut Boot, items: &mut Vec<Item>) -> bool {
+        let mut succeeded = true;
+        for statement in statements {
+            self.steps = self.steps.saturating_add(1);
+            if self.steps > MOST_STEPS {
+                return false;
+            }
+            succeeded = match statement {
+                Statement::Command(words, body) => self.command(words, body, boot, items),
+                Statement::If(cases, otherwise) => {
+                    let mut chosen = otherwise;
+                    for (condition, body) in cases {
+                        if self.run(condition, boot, items) {
+                            chosen = body;
+                            break;
+                        }
+                    }
+                    self.run(chosen, boot, items)
+                }
+            };
+        }
+        succeeded
+    }
+
+    fn expand(&self, word: &Word) -> Option<String> {
+        let mut text = String::new();
+        for part in &word.parts {
+            match part {
+                Part::Text(own) => text.push_str(own),
+                Part::Variable(name) => text.push_str(self.variable(name)),
+            }
+            if text.len() > LONGEST {
+                return None;
+            }
+        }
+        (word.quoted || !text.is_empty()).then_some(text)
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        self.variables.insert(name.to_owned(), value.to_owned());
+    }
+
+    fn command(
+        &mut self,
+        words: &[Word],
+        body: &[Statement],
+        boot: &mut Boot,
+        items: &mut Vec<Item>,
+    ) -> bool {
+        let words: Vec<String> = words.iter().filter_map(|word| self.expand(word)).collect();
+        let Some((name, arguments)) = words.split_first() else { return true };
+        let named = |path: &String| Named { root: self.variable("root").to_owned(), path: path.clone() };
+        match (name.as_str(), arguments) {
+            ("menuentry" | "submenu", _) => {
+                if items.len() < MOST_ITEMS {
+                    items.push(self.item(name == "submenu", arguments, body));
+                }
+                true
+            }
+            ("set", [pair, ..]) => match pair.split_once('=') {
+                Some((name, value)) => {
+                    self.set(name, value);
+                    true
+                }
+                None => false,
+            },
+            ("unset", [name, ..]) => self.variables.remove(name).is_some(),
+            ("load_env", _) => {
+                let Some(environment) = self.environment.clone() else { return false };
+                self.variables.extend(environment);
+                true
+            }
+            ("[" | "test", _) => {
+                let end = arguments.strip_suffix(&["]".to_owned()]).unwrap_or(arguments);
+                self.test(end)
+            }
+            ("search", _) => self.search(arguments),
+            ("linux" | "linux16" | "linuxefi", [path, rest @ ..]) => {
+                *boot = Boot { kernel: Some(named(path)), arguments: rest.join(" "), ramdisks: Vec::new() };
+                true
+            }
+            ("initrd" | "initrd16" | "initrdefi", paths) => {
+                boot.ramdisks = paths.iter().filter(|path| !path.starts_with("--")).map(named).collect();
+                true
+            }
+            ("true" | "insmod" | "export" | "save_env" | "echo", _) => true,
+            (assignment, []) => match assignment.split_once('=') {
+                Some((name, value)) => {
+                    self.set(name, value);
+                    true
+                }
+                None => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// An entry of the menu. What it changes is its own.
+    fn item(&mut self, is_menu: bool, arguments: &[String], body: &[Statement]) -> Item {
+        let mut item = Item::default();
+        let mut arguments = arguments.iter();
+        let mut title = None;
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--id" => item.id = arguments.next().cloned().unwrap_or_default(),
+                "--class" | "--users" | "--hotkey" | "--source" => drop(arguments.next()),
+                option if option.starts_with("--id=") => {
+                    item.id = option.trim_start_matches("--id=").to_owned()
+                }
+                option if option.starts_with("--") => {}
+                _ => title = title.or(Some(argument)),
+            }
+        }
+        item.title = title.cloned().unwrap_or_default();
+        let before = self.variables.clone();
+        let mut items = Vec::new();
+        self.run(body, &mut item.boot, &mut items);
+        self.variables = before;
+        if is_menu {
+            item = Item { boot: Boot::default(), items, ..item };
+        }
+        item
+    }
+
+    /// `search`: finds a file system, and keeps its name in a variable.
+    fn search(&mut self, arguments: &[String]) -> bool {
+        let (mut by_label, mut by_id) = (false, false);
+        let (mut variable, mut wanted) = (None, None);
+        for argument in arguments {
+            match argument.as_str() {
+                "-l" | "--label" => by_label = true,
+                "-u" | "--fs-uuid" => by_id = true,
+                "-s" | "--set" => variable = Some("root"),
+                option if option.starts_with("--set=") => variable = option.strip_prefix("--set="),
+                option if option.starts_with('-') => {}
+                _ => wanted = Some(argument),
+            }
+        }
+        let Some(wanted) = wanted else { return false };
+        let found = self.volumes.iter().position(|(id, label)| {
+            (by_id && id.eq_ignore_ascii_case(wanted)) || (by_label && label == wanted)
+        });
+        let Some(found) = found else { return false };
+        if let Some(variable) = variable {
+            self.set(variable, &format!("{FOUND}{found}"));
+        }
+        true
+    }
+
+    /// Whether a condition of `[` holds.
+    fn test(&self, arguments: &[String]) -> bool {
+        let mut any = arguments.split(|word| word == "-o");
+        any.any(|all| all.split(|word| word == "-a").all(|one| self.holds(one)))
+    }
+
+    fn holds(&self, words: &[String]) -> bool {
+        let negations = words.iter().take_while(|word| *word == "!").count();
+        let words: Vec<&str> = words.iter().skip(negations).map(String::as_str).collect();
+        self.holds_plainly(&words) == negations.is_multiple_of(2)
+    }
+
+    fn holds_plainly(&self, words: &[&str]) -> bool {
+        let number = |text: &str| text.trim().parse::<i64>().unwrap_or(0);
+        match *words {
+            [] | ["-n"] => false,
+            ["-z"] => true,
+            ["-z", text] => text.is_empty(),
+            ["-n", text] | [text] => !text.is_empty(),
+            // The environment is the only file that is asked for and matters.
+            ["-e" | "-f" | "-s", path] => {
+                self.environment.is_some() && path.strip_suffix("/grubenv") == Some(self.variable("prefix"))
+            }
+            [a, "=" | "==", b] => a == b,
+            [a, "!=", b] => a != b,
+            [a, "-eq", b] => number(a) == number(b),
+            [a, "-ne", b] => number(a) != number(b),
+            [a, "-lt", b] => number(a) < number(b),
+            [a, "-le", b] => number(a) <= number(b),
+            [a, "-gt", b] => number(a) > number(b),
+            [a, "-ge", b] => number(a) >= number(b),
+            _ => false,
+        }
+    }
+}
