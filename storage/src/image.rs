@@ -3,23 +3,31 @@
 use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_bytes};
 use crate::buffer::Buffer;
 use crate::fields::be_u32;
-use crate::qcow2::{self, Backing, Qcow2, Qcow2Error, Repaired, Snapshot};
+#[cfg(feature = "qcow2")]
+use crate::qcow2::{Header, Qcow2, Qcow2Error};
+#[cfg(any(feature = "qcow2", feature = "vhd"))]
 use crate::sectors::Sectors;
-use crate::vhd::{self, Vhd, VhdError};
+#[cfg(feature = "vhd")]
+use crate::vhd::{Parent, Vhd, VhdError};
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::fmt;
 use core::future::ready;
+
+/// What qcow2 images begin with: `QFI` and 0xFB.
+pub(crate) const QCOW2_MAGIC: u32 = 0x5146_49fb;
+/// What VHD images end with, and mostly begin with.
+const VHD_COOKIE: &[u8] = b"conectix";
 
 /// How an image lays its disk out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Byte by byte.
     Raw,
-    /// [`crate::qcow2`].
+    /// As QEMU does: `qcow2`.
     Qcow2,
-    /// [`crate::vhd`].
+    /// As Virtual PC did: `vhd`.
     Vhd,
 }
 
@@ -38,9 +46,13 @@ impl fmt::Display for Format {
 pub enum ImageError {
     /// What it lies in cannot be read.
     Container(BlockError),
+    /// What reads this format was left out.
+    LeftOut(Format),
     /// As a qcow2 image.
+    #[cfg(feature = "qcow2")]
     Qcow2(Qcow2Error),
     /// As a VHD image.
+    #[cfg(feature = "vhd")]
     Vhd(VhdError),
 }
 
@@ -48,7 +60,10 @@ impl fmt::Display for ImageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Container(error) => error.fmt(f),
+            Self::LeftOut(format) => write!(f, "this build knows nothing of the format {format}"),
+            #[cfg(feature = "qcow2")]
             Self::Qcow2(error) => error.fmt(f),
+            #[cfg(feature = "vhd")]
             Self::Vhd(error) => error.fmt(f),
         }
     }
@@ -62,12 +77,14 @@ impl From<BlockError> for ImageError {
     }
 }
 
+#[cfg(feature = "qcow2")]
 impl From<Qcow2Error> for ImageError {
     fn from(error: Qcow2Error) -> Self {
         Self::Qcow2(error)
     }
 }
 
+#[cfg(feature = "vhd")]
 impl From<VhdError> for ImageError {
     fn from(error: VhdError) -> Self {
         Self::Vhd(error)
@@ -81,12 +98,21 @@ pub struct Image {
     pub disk: Arc<dyn BlockDevice>,
     /// Its format.
     pub format: Format,
-    /// What was wrong with a qcow2 image, and has been made right.
-    pub repaired: Repaired,
-    /// What a qcow2 image keeps of earlier times.
-    pub snapshots: Vec<Snapshot>,
+    /// The same disk, where it is a qcow2 image: what that has of its own.
+    #[cfg(feature = "qcow2")]
+    pub qcow2: Option<Arc<Qcow2>>,
     /// What tells a VHD image from others.
+    #[cfg(feature = "vhd")]
     id: Option<[u8; 16]>,
+}
+
+/// The image that another differs from, as who made that wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The file's name.
+    pub name: String,
+    /// What its format is called, `raw` or `qcow2` mostly, where that is said.
+    pub format: Option<String>,
 }
 
 /// The format that bytes look like which nobody has named. Only for what is trusted: a guest that writes a raw disk
@@ -98,11 +124,11 @@ pub async fn detect(container: &dyn BlockDevice) -> Result<Format, BlockError> {
     let size = container.geometry().size();
     let Some(last) = size.checked_sub(512) else { return Ok(Format::Raw) };
     let first = read_bytes(container, 0, 512).await?;
-    if be_u32(&first, 0) == qcow2::MAGIC && (2..=3).contains(&be_u32(&first, 4)) {
+    if be_u32(&first, 0) == QCOW2_MAGIC && (2..=3).contains(&be_u32(&first, 4)) {
         return Ok(Format::Qcow2);
     }
     let footers = [first, read_bytes(container, last, 512).await?];
-    let is_vhd = footers.iter().any(|footer| vhd::is_footer(footer));
+    let is_vhd = footers.iter().any(|footer| footer.starts_with(VHD_COOKIE));
     Ok(if is_vhd { Format::Vhd } else { Format::Raw })
 }
 
@@ -110,14 +136,20 @@ pub async fn detect(container: &dyn BlockDevice) -> Result<Format, BlockError> {
 ///
 /// # Errors
 /// It cannot be read, or is none of this format.
-pub async fn base(format: Format, container: Arc<dyn BlockDevice>) -> Result<Option<Backing>, ImageError> {
-    let container = sectors(format, container);
+pub async fn base(format: Format, container: Arc<dyn BlockDevice>) -> Result<Option<Base>, ImageError> {
     match format {
         Format::Raw => Ok(None),
-        Format::Qcow2 => Ok(qcow2::Header::read(&*container).await?.backing),
+        #[cfg(feature = "qcow2")]
+        Format::Qcow2 => Ok(Header::read(&*Sectors::of(container)).await?.backing),
+        #[cfg(feature = "vhd")]
         Format::Vhd => {
-            let name = Vhd::parent_name(&*container).await?;
-            Ok(name.map(|name| Backing { name, format: Some("vpc".into()) }))
+            let name = Vhd::parent_name(&*Sectors::of(container)).await?;
+            Ok(name.map(|name| Base { name, format: Some("vpc".into()) }))
+        }
+        #[allow(unreachable_patterns, reason = "whatever was left out")]
+        other => {
+            drop(container);
+            Err(ImageError::LeftOut(other))
         }
     }
 }
@@ -131,29 +163,40 @@ pub async fn open(
     container: Arc<dyn BlockDevice>,
     base: Option<&Image>,
 ) -> Result<Image, ImageError> {
-    let container = sectors(format, container);
-    let (repaired, snapshots) = (Repaired::default(), Vec::new());
-    Ok(match format {
-        Format::Raw => Image { disk: container, format, repaired, snapshots, id: None },
+    match format {
+        Format::Raw => Ok(Image::new(container, format)),
+        #[cfg(feature = "qcow2")]
         Format::Qcow2 => {
-            let image = Qcow2::open(container, base.map(|base| Arc::clone(&base.disk))).await?;
-            let (repaired, snapshots) = (image.repaired(), image.snapshots().to_vec());
-            Image { disk: Arc::new(image), format, repaired, snapshots, id: None }
+            let backing = base.map(|base| Arc::clone(&base.disk));
+            let image = Arc::new(Qcow2::open(Sectors::of(container), backing).await?);
+            Ok(Image { qcow2: Some(Arc::clone(&image)), ..Image::new(image, format) })
         }
+        #[cfg(feature = "vhd")]
         Format::Vhd => {
-            let parent = base.and_then(|base| {
-                Some(vhd::Parent { id: base.id?, disk: Sectors::of(Arc::clone(&base.disk)) })
-            });
-            let image = Vhd::open(container, parent).await?;
-            let id = Some(image.id());
-            Image { disk: Arc::new(image), format, repaired, snapshots, id }
+            let parent = base
+                .and_then(|base| Some(Parent { id: base.id?, disk: Sectors::of(Arc::clone(&base.disk)) }));
+            let image = Vhd::open(Sectors::of(container), parent).await?;
+            Ok(Image { id: Some(image.id()), ..Image::new(Arc::new(image), format) })
         }
-    })
+        #[allow(unreachable_patterns, reason = "whatever was left out")]
+        other => {
+            let _ = base;
+            Err(ImageError::LeftOut(other))
+        }
+    }
 }
 
-/// A raw image has its container's blocks; the others know sectors alone.
-fn sectors(format: Format, container: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
-    if format == Format::Raw { container } else { Sectors::of(container) }
+impl Image {
+    fn new(disk: Arc<dyn BlockDevice>, format: Format) -> Self {
+        Self {
+            disk,
+            format,
+            #[cfg(feature = "qcow2")]
+            qcow2: None,
+            #[cfg(feature = "vhd")]
+            id: None,
+        }
+    }
 }
 
 /// A device that is not to be written.
@@ -189,6 +232,7 @@ impl BlockDevice for ReadOnly {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qcow2;
     use crate::testing::{Image as File, RamDisk, pattern, wait};
 
     const MIB: usize = 1 << 20;
@@ -234,7 +278,7 @@ mod tests {
         for (name, format) in [("raw", Format::Raw), ("qcow2", Format::Qcow2), ("vpc", Format::Vhd)] {
             let below = wait(open(format, Arc::new(ReadOnly(made(name, &content, 0))), None)).unwrap();
             let container: Arc<dyn BlockDevice> = Arc::new(RamDisk::new(4096, vec![0xdd; 4 * MIB]));
-            let named = Backing { name: "base".into(), format: Some(name.into()) };
+            let named = Base { name: "base".into(), format: Some(name.into()) };
             let size = below.disk.geometry().size();
             wait(qcow2::create(&*Sectors::of(Arc::clone(&container)), size, Some(&named))).unwrap();
             assert_eq!(wait(base(Format::Qcow2, Arc::clone(&container))), Ok(Some(named)));

@@ -34,22 +34,34 @@ mod block;
 pub mod boot_entries;
 mod buffer;
 mod claims;
+#[cfg_attr(
+    not(all(feature = "qcow2", feature = "vhd")),
+    allow(dead_code, reason = "each format uses some of it")
+)]
 mod fields;
 #[cfg(any(feature = "ext4", feature = "fat"))]
 pub mod files;
 pub mod image;
 mod join;
+#[cfg_attr(
+    not(all(feature = "qcow2", feature = "vhd")),
+    allow(dead_code, reason = "each format uses some of it")
+)]
 mod lock;
 pub mod overlay;
 pub mod partitions;
+#[cfg(feature = "qcow2")]
 pub mod qcow2;
 mod sectors;
 pub mod share;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(feature = "vhd")]
 pub mod vhd;
 
-pub use block::{BlockDevice, BlockError, Geometry, Reply, read_bytes};
+pub use block::{
+    BlockDevice, BlockError, Geometry, Reply, read_bytes, read_bytes_or_zeros, read_or_zeros, zero,
+};
 pub use buffer::{Buffer, Memory, Piece};
 pub use overlay::Overlay;
 pub use sectors::Sectors;

@@ -46,6 +46,10 @@ pub enum Part {
     GuestNvme,
     /// Disks for guests
     Disks,
+    /// Guests' disks in qcow2 images
+    Qcow2,
+    /// Guests' disks in VHD images
+    Vhd,
 }
 
 /// What makes code small at some cost in speed, beside the profile: blocks stand as they were written, loops count as
@@ -55,7 +59,7 @@ const SMALL_FLAGS: &str = "\"-Cllvm-args=-inline-threshold=30\", \"-Cllvm-args=-
                            \"-Cllvm-args=-disable-early-taildup\"";
 
 /// What is left out where flash is smallest: what stays starts Linux on AMD's processors.
-pub const LEFT_OUT_OF_SMALL: [Part; 14] = [
+pub const LEFT_OUT_OF_SMALL: [Part; 16] = [
     Part::VtX,
     Part::Linux16,
     Part::Pvh,
@@ -70,6 +74,8 @@ pub const LEFT_OUT_OF_SMALL: [Part; 14] = [
     Part::GuestVirtio,
     Part::GuestNvme,
     Part::Disks,
+    Part::Qcow2,
+    Part::Vhd,
 ];
 
 impl Part {

@@ -1,11 +1,12 @@
 //! Making empty images.
 
 use super::Qcow2Error;
-use super::header::{Backing, compose};
+use super::header::compose;
 use super::layout::Layout;
 use crate::block::{BlockDevice, BlockError, zero};
 use crate::buffer::Buffer;
 use crate::fields::put;
+use crate::image::Base;
 
 /// What qemu-img makes, too: version 3, clusters of 64 KiB, refcounts of 16 bits.
 const LAYOUT: Layout = Layout { version: 3, cluster_bits: 16, refcount_order: 4 };
@@ -20,7 +21,7 @@ const L1_TABLE: u64 = 3;
 ///
 /// # Errors
 /// There is no room even for that, or it cannot be written.
-pub async fn create(file: &dyn BlockDevice, size: u64, backing: Option<&Backing>) -> Result<(), Qcow2Error> {
+pub async fn create(file: &dyn BlockDevice, size: u64, backing: Option<&Base>) -> Result<(), Qcow2Error> {
     let geometry = file.geometry();
     if geometry.block_size != 512 {
         return Err(Qcow2Error::BlockSize(geometry.block_size));

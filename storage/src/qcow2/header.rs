@@ -4,11 +4,10 @@ use super::Qcow2Error;
 use super::layout::Layout;
 use crate::block::{BlockDevice, BlockError, read_bytes};
 use crate::fields::{be_u16, be_u32, be_u64, put};
+use crate::image::{Base, QCOW2_MAGIC};
 use alloc::string::String;
 use alloc::vec::Vec;
 
-/// What every image begins with: `QFI` and 0xFB.
-pub const MAGIC: u32 = 0x5146_49fb;
 /// The length of version 2's header, and of version 3's least one, in bytes.
 const LENGTH_2: u32 = 72;
 const LENGTH_3: u32 = 104;
@@ -46,15 +45,6 @@ pub enum Compression {
     Zstd,
 }
 
-/// The image that another shows where it has nothing of its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backing {
-    /// The file's name, as who made the image wrote it.
-    pub name: String,
-    /// Its format, `raw` or `qcow2` mostly, where that is said.
-    pub format: Option<String>,
-}
-
 /// What an image says of itself.
 #[derive(Clone, Debug)]
 pub struct Header {
@@ -63,7 +53,7 @@ pub struct Header {
     /// The size of the disk in bytes.
     pub size: u64,
     /// What it differs from.
-    pub backing: Option<Backing>,
+    pub backing: Option<Base>,
     /// What compressed clusters are compressed with.
     pub compression: Compression,
     /// The refcounts may be wrong.
@@ -88,7 +78,7 @@ impl Header {
         let len = file.geometry().size().min(u64::from(LENGTH_3).saturating_add(8)) as usize;
         let start = read_bytes(file, 0, len).await?;
         let found = be_u32(&start, 0);
-        if found != MAGIC {
+        if found != QCOW2_MAGIC {
             return Err(Qcow2Error::NoHeader(found));
         }
         let version = be_u32(&start, 4);
@@ -231,7 +221,7 @@ async fn read_backing(
     start: &[u8],
     length: u32,
     cluster: u64,
-) -> Result<Option<Backing>, Qcow2Error> {
+) -> Result<Option<Base>, Qcow2Error> {
     let (at, len) = (be_u64(start, 8), be_u32(start, 16));
     if at == 0 {
         return Ok(None);
@@ -261,7 +251,7 @@ async fn read_backing(
         }
         next = end;
     }
-    Ok(Some(Backing { name, format }))
+    Ok(Some(Base { name, format }))
 }
 
 fn text(bytes: Vec<u8>) -> String {
@@ -277,10 +267,10 @@ pub fn compose(
     layout: Layout,
     l1: (u64, u32),
     refcounts: (u64, u32),
-    backing: Option<&Backing>,
+    backing: Option<&Base>,
 ) -> Result<Vec<u8>, Qcow2Error> {
     let mut bytes = alloc::vec![0; LENGTH_3 as usize];
-    put(&mut bytes, 0, &MAGIC.to_be_bytes());
+    put(&mut bytes, 0, &QCOW2_MAGIC.to_be_bytes());
     put(&mut bytes, 4, &layout.version.to_be_bytes());
     put(&mut bytes, 20, &layout.cluster_bits.to_be_bytes());
     put(&mut bytes, 24, &size.to_be_bytes());

@@ -16,12 +16,13 @@ mod refcounts;
 
 pub use check::Repaired;
 pub use create::create;
-pub use header::{Backing, Compression, Header, MAGIC, Snapshot};
+pub use header::{Compression, Header, Snapshot};
 
 use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_bytes_or_zeros, read_or_zeros, zero};
 use crate::buffer::Buffer;
 use crate::claims::Claims;
 use crate::fields::be_u64;
+use crate::image::QCOW2_MAGIC;
 use crate::join;
 use crate::lock::Guarded;
 use alloc::boxed::Box;
@@ -81,7 +82,7 @@ impl fmt::Display for Qcow2Error {
             Self::File(error) => error.fmt(f),
             Self::BlockSize(found) => write!(f, "it lies in blocks of {found} bytes, expected 512"),
             Self::NoHeader(found) => {
-                write!(f, "no qcow2 header: it begins with {found:#010x}, expected {:#010x}", MAGIC)
+                write!(f, "no qcow2 header: it begins with {found:#010x}, expected {QCOW2_MAGIC:#010x}")
             }
             Self::Version(found) => write!(f, "it is qcow2 of version {found}, expected 2 or 3"),
             Self::Corrupt => f.write_str("it is marked as corrupt; `qemu-img check -r all` may repair it"),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::image::Base;
 use crate::testing::{Image, RamDisk, Random, Slow, Tape, pattern, wait};
 
 const KIB: usize = 1 << 10;
@@ -128,7 +129,7 @@ fn a_backing_shows_where_an_image_has_nothing() {
     image.qemu_io(&["write -P 7 64k 512", "write -z 128k 64k", "write -P 9 2560k 1k"]);
     let file = disk(image.bytes());
     let header = wait(Header::read(&*file)).unwrap();
-    let backing = Backing { name: base.path(), format: Some("raw".into()) };
+    let backing = Base { name: base.path(), format: Some("raw".into()) };
     assert_eq!(header.backing, Some(backing));
     assert!(matches!(open(&file, None), Err(Qcow2Error::NoBacking { name }) if name == base.path()));
     let mut expected = base.bytes();
@@ -239,7 +240,7 @@ fn an_overlay_leaves_its_backing_alone() {
 fn an_overlay_is_made_and_rolled_back() {
     let base = disk(content(2 * MIB));
     let named = Image::holding(&base.bytes());
-    let backing = Backing { name: named.path(), format: Some("raw".into()) };
+    let backing = Base { name: named.path(), format: Some("raw".into()) };
     let file = disk(vec![0xdd; 4 * MIB]);
     let make = |size| wait(create(&*file, size, Some(&backing)));
     make(3 << 20).unwrap();
@@ -269,7 +270,7 @@ fn an_overlay_is_made_and_rolled_back() {
     assert!(read(&image, (8 << 40) - 1024, 1024) == [vec![0; 512], pattern(512, 1)].concat());
     let error = wait(create(&*disk(vec![0; 64 * KIB]), MIB as u64, None)).err().unwrap();
     assert_eq!(error, Qcow2Error::File(BlockError::NoRoom { size: 64 << 10 }));
-    let long = Backing { name: "x".repeat(2000), format: None };
+    let long = Base { name: "x".repeat(2000), format: None };
     assert!(matches!(wait(create(&*file, 512, Some(&long))), Err(Qcow2Error::Field { found: 2000, .. })));
     assert!(matches!(wait(create(&*file, 100, None)), Err(Qcow2Error::Field { name: "the size", .. })));
 }

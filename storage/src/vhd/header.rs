@@ -90,11 +90,6 @@ impl SparseHeader {
     }
 }
 
-/// Whether these bytes begin as a footer does.
-pub fn is_footer(bytes: &[u8]) -> bool {
-    bytes.starts_with(&FOOTER_COOKIE)
-}
-
 /// The parent's name in UTF-16, up to a zero, in a header that is not fixed.
 pub fn parent_name(bytes: &[u8]) -> String {
     let (units, _) = bytes.get(64..576).unwrap_or(&[]).as_chunks();

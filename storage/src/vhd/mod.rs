@@ -15,7 +15,6 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::future::ready;
 use core::sync::atomic::{AtomicU64, Ordering};
-pub use header::is_footer;
 use header::{Footer, Kind, SparseHeader};
 use spin::Mutex;
 
