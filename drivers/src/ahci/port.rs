@@ -14,7 +14,9 @@ use storage::BlockError;
 
 /// How long a port may take to stop (AHCI 1.3.1, 10.1.2: half a second).
 const STOP: u64 = 1_000 * MILLISECOND;
-/// How long a link may take to come up where a device is: more than any was seen to take.
+/// How long a device may take to show itself after a reset (Serial ATA 3.0, 8.4.1), and then its link to come up:
+/// more than any was seen to take.
+const PRESENCE: u64 = 10 * MILLISECOND;
 const LINK: u64 = 1_000 * MILLISECOND;
 /// How long a device may take to be ready after its reset: disks spin up.
 const READY: u64 = 30_000 * MILLISECOND;
@@ -303,7 +305,9 @@ async fn bring_up(
     port.write(Register::LinkControl, NO_SAVING | RESET);
     pause(platform, HOLD).await;
     port.write(Register::LinkControl, NO_SAVING);
-    if !until(platform, LINK, || port.is_connected()).await {
+    if !until(platform, PRESENCE, || port.is_occupied()).await
+        || !until(platform, LINK, || port.is_connected()).await
+    {
         return Ok(None);
     }
     port.write(Register::LinkErrors, NOTHING);

@@ -204,7 +204,13 @@ impl Port {
         self.write(Register::Command, before & !clear | set);
     }
 
-    /// Whether a device is there and the link works: PxSSTS.DET.
+    /// Whether a device is there, be its link up or not: PxSSTS.DET.
+    pub fn is_occupied(&self) -> bool {
+        let link = self.read(Register::Link);
+        link != NOTHING && matches!(link & 0xf, 1 | 3)
+    }
+
+    /// Whether a device is there and its link is up.
     pub fn is_connected(&self) -> bool {
         let link = self.read(Register::Link);
         link != NOTHING && link & 0xf == 3
