@@ -17,6 +17,9 @@ pub type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// How long to leave a device alone before it is asked again, in nanoseconds.
 const PAUSE: u64 = 1_000_000;
 
+/// How often a device that is at work is looked at though nothing happens, in nanoseconds.
+const CHECK: u64 = 1_000_000_000;
+
 /// Milliseconds in nanoseconds.
 pub const MILLISECOND: u64 = 1_000_000;
 
@@ -45,7 +48,7 @@ pub async fn pause(platform: &dyn Platform, nanoseconds: u64) {
 /// Bringing a device back, at most once at a time.
 pub struct Recovery<T> {
     under_way: AtomicBool,
-    /// When to look at it next.
+    /// When to look at the device next.
     next: AtomicU64,
     /// Not there while some core is at it.
     task: Mutex<Option<Task<T>>>,
@@ -62,9 +65,16 @@ impl<T> Recovery<T> {
         self.under_way.load(Ordering::Acquire)
     }
 
-    /// When the one under way is to proceed, in nanoseconds on the platform's clock.
-    pub fn deadline(&self) -> Option<u64> {
-        self.is_under_way().then(|| self.next.load(Ordering::Relaxed))
+    /// When to look at a device whose first request must be answered at `first`: soon while it is brought back, and
+    /// else from time to time, as it may have vanished, or its interrupt been lost.
+    pub fn deadline(&self, first: Option<u64>) -> Option<u64> {
+        let next = self.next.load(Ordering::Relaxed);
+        if self.is_under_way() { Some(next) } else { first.map(|first| first.min(next)) }
+    }
+
+    /// The device was looked at.
+    pub fn looked(&self, now: u64) {
+        self.next.store(now.saturating_add(CHECK), Ordering::Relaxed);
     }
 
     /// Begins one, unless one is under way.

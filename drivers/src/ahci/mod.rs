@@ -141,9 +141,11 @@ impl Driver for Ahci {
     }
 
     fn serve(&self, _source: usize) {
+        // These bits are there though nothing interrupts.
         let came = self.hba.interrupts();
-        // What the ports have to say is looked at whatever that is: they may be polled.
-        self.ports.iter().for_each(|port| port.serve());
+        for port in self.ports.iter().filter(|port| came >> port.number() & 1 == 1) {
+            port.serve();
+        }
         if came != 0 {
             self.hba.clear(came);
         }

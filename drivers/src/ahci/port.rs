@@ -9,7 +9,6 @@ use crate::requests::{Command, Engine, Operation, Queue, Reach, Request, Shape, 
 use crate::task::{MILLISECOND, Recovery, pause, until};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
 use storage::BlockError;
 
 /// How long a port may take to stop (AHCI 1.3.1, 10.1.2: half a second).
@@ -22,8 +21,6 @@ const LINK: u64 = 1_000 * MILLISECOND;
 const READY: u64 = 30_000 * MILLISECOND;
 /// How long IDENTIFY may take.
 const IDENTIFY: u64 = 10_000 * MILLISECOND;
-/// How often a port with commands under way is asked whether its device is still there.
-const LINK_CHECK: u64 = 1_000 * MILLISECOND;
 
 /// The signature of an ATA device.
 const ATA: u32 = 0x0000_0101;
@@ -35,8 +32,6 @@ pub struct Port {
     inner: Shared<Inner>,
     recovery: Recovery<Result<(), Error>>,
     identity: Identity,
-    /// When to ask next whether the device is still there.
-    link_check: AtomicU64,
 }
 
 /// What is under way.
@@ -91,7 +86,7 @@ impl Port {
         };
         allow_interrupts(&registers);
         let (platform, inner, recovery) = (Arc::clone(platform), Shared::new(inner), Recovery::new());
-        Ok(Some(Self { platform, registers, inner, recovery, identity, link_check: AtomicU64::new(0) }))
+        Ok(Some(Self { platform, registers, inner, recovery, identity }))
     }
 
     /// Which port it is.
@@ -117,17 +112,14 @@ impl Port {
 
     /// When to look at it.
     pub fn deadline(&self) -> Option<u64> {
-        self.recovery.deadline().or_else(|| {
-            let first = self.inner.deadline()?;
-            Some(first.min(self.link_check.load(Ordering::Relaxed)))
-        })
+        self.recovery.deadline(self.inner.deadline())
     }
 
     /// Brings the port back if it has stopped, or what is under way is overdue, or the link is down. Whether it had
     /// to; an error if it cannot be kept from memory.
     pub fn recover(self: &Arc<Self>) -> Result<bool, Error> {
         let now = self.platform.now();
-        self.link_check.store(now.saturating_add(LINK_CHECK), Ordering::Relaxed);
+        self.recovery.looked(now);
         self.serve();
         let overdue = self.inner.deadline().is_some_and(|deadline| deadline <= now);
         let lost = || self.inner.deadline().is_some() && !self.registers.is_connected();
@@ -198,7 +190,8 @@ impl Inner {
         if came != 0 {
             self.registers.write(Register::Interrupts, came);
         }
-        let under_way = self.registers.read(Register::Active) | self.registers.read(Register::Issued);
+        // Queued commands are active until they end; the device takes them long before.
+        let under_way = self.registers.read(if self.tagged { Register::Active } else { Register::Issued });
         let ended = self.issued & !under_way;
         self.issued &= under_way;
         for slot in (0..32_usize).filter(|slot| ended >> slot & 1 == 1) {

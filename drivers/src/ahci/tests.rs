@@ -200,6 +200,20 @@ fn a_port_that_does_not_stop_is_kept_from_memory() {
     assert!(set.silenced.load(Ordering::Relaxed));
 }
 
+#[test]
+fn a_lost_interrupt_costs_a_second() {
+    let set = usual();
+    set.driver.recover();
+    let disk = set.disk();
+    let mut reply = disk.read(0, Buffer::zeroed(512));
+    set.fake.step(0);
+    assert_eq!(poll(&mut reply), Poll::Pending);
+    set.platform.pass(SECOND);
+    assert!(set.driver.deadline().is_some_and(|deadline| deadline <= set.platform.now()));
+    assert!(!set.driver.recover(), "nothing is wrong");
+    assert_eq!(poll(&mut reply), Poll::Ready(Ok(())));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 

@@ -90,13 +90,14 @@ impl Channel {
 
     /// When to look at it.
     pub fn deadline(&self) -> Option<u64> {
-        self.recovery.deadline().or_else(|| self.inner.deadline())
+        self.recovery.deadline(self.inner.deadline())
     }
 
     /// Brings the channel back if what is under way is overdue, or it is in a bad state. Whether it had to.
     pub fn recover(self: &Arc<Self>) -> bool {
-        self.serve();
         let now = self.platform.now();
+        self.recovery.looked(now);
+        self.serve();
         let overdue = self.inner.deadline().is_some_and(|deadline| deadline <= now);
         let begins = overdue && !self.recovery.is_under_way();
         if begins {

@@ -21,7 +21,6 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 use io::Io;
 use registers::{Health, Registers};
 use ring::Ring;
@@ -42,9 +41,6 @@ pub(crate) const ENTRY: Entry = Entry {
 /// The most namespaces that are looked at.
 const MOST_NAMESPACES: usize = 64;
 
-/// How often a controller with commands under way is asked whether it is still there, in nanoseconds.
-const HEALTH_CHECK: u64 = 1_000_000_000;
-
 /// A controller that is up.
 pub struct Nvme {
     controller: Arc<Controller>,
@@ -60,8 +56,6 @@ struct Controller {
     /// How many interrupts it has.
     sources: u16,
     recovery: Recovery<Result<(), Error>>,
-    /// When to ask next whether it is still there.
-    health_check: AtomicU64,
     /// Lets the device reach memory, or not.
     reach: ReachMemory,
 }
@@ -100,9 +94,8 @@ fn start_at(
     let started = finish(&*platform, bring_up(&platform, admin, sources, &reach));
     let (admin, queues, units) = started.inspect_err(|_| reach(false))?;
     let recovery = Recovery::new();
-    let health_check = AtomicU64::new(0);
     let shared = Arc::clone(&platform);
-    let controller = Controller { platform: shared, admin, queues, sources, recovery, health_check, reach };
+    let controller = Controller { platform: shared, admin, queues, sources, recovery, reach };
     let controller = Arc::new(controller);
     let disk = |unit| Blocks::disk(&*platform, Arc::clone(&controller) as Arc<dyn Engine>, unit);
     let disks = units.into_iter().map(disk).collect::<Result<_, _>>()?;
@@ -251,17 +244,13 @@ impl Driver for Nvme {
     }
 
     fn deadline(&self) -> Option<u64> {
-        let controller = &self.controller;
-        controller.recovery.deadline().or_else(|| {
-            let first = controller.deadline()?;
-            Some(first.min(controller.health_check.load(Ordering::Relaxed)))
-        })
+        self.controller.recovery.deadline(self.controller.deadline())
     }
 
     fn recover(&self) -> bool {
         let controller = &self.controller;
         let now = controller.platform.now();
-        controller.health_check.store(now.saturating_add(HEALTH_CHECK), Ordering::Relaxed);
+        controller.recovery.looked(now);
         controller.serve(usize::MAX);
         let begins = !controller.recovery.is_under_way();
         if begins {

@@ -274,6 +274,20 @@ fn what_does_not_start_is_said() {
     assert_eq!(fails(&fine), Some(Error::NoMemory));
 }
 
+#[test]
+fn a_lost_interrupt_costs_a_second() {
+    let set = usual();
+    set.driver.recover();
+    let disk = set.disk();
+    let mut reply = disk.read(0, Buffer::zeroed(512));
+    set.fake.step(0);
+    assert_eq!(poll(&mut reply), Poll::Pending);
+    set.platform.pass(SECOND);
+    assert!(set.driver.deadline().is_some_and(|deadline| deadline <= set.platform.now()));
+    assert!(!set.driver.recover(), "nothing is wrong");
+    assert_eq!(poll(&mut reply), Poll::Ready(Ok(())));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 

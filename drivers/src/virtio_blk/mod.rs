@@ -20,7 +20,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use commands::Commands;
 use configuration::{BlockFeature, Configuration};
-use core::sync::atomic::{AtomicU64, Ordering};
 use storage::Geometry;
 
 const NAME: &str = "virtio-blk";
@@ -39,9 +38,6 @@ pub(crate) const ENTRY: Entry = Entry {
     start,
 };
 
-/// How often a device with commands under way is asked how it is, in nanoseconds.
-const HEALTH_CHECK: u64 = 1_000_000_000;
-
 /// A disk that is up.
 pub struct VirtioBlk {
     controller: Arc<Controller>,
@@ -58,8 +54,6 @@ struct Controller {
     queues: Vec<Shared<Commands>>,
     wiring: Wiring,
     recovery: Recovery<Result<(), Error>>,
-    /// When to ask next how it is.
-    health_check: AtomicU64,
     /// Lets the device reach memory, or not.
     reach: ReachMemory,
 }
@@ -105,9 +99,8 @@ fn start_at(
     let started = finish(&*platform, bring_up(&platform, &transport, wiring, &reach));
     let (features, queues, unit) = started.inspect_err(|_| reach(false))?;
     let shared = Arc::clone(&platform);
-    let (recovery, health_check) = (Recovery::new(), AtomicU64::new(0));
-    let controller =
-        Controller { platform: shared, transport, features, queues, wiring, recovery, health_check, reach };
+    let recovery = Recovery::new();
+    let controller = Controller { platform: shared, transport, features, queues, wiring, recovery, reach };
     let controller = Arc::new(controller);
     let disk = Blocks::disk(&*platform, Arc::clone(&controller) as Arc<dyn Engine>, unit)?;
     Ok(VirtioBlk { controller, disk })
@@ -267,17 +260,13 @@ impl Driver for VirtioBlk {
     }
 
     fn deadline(&self) -> Option<u64> {
-        let controller = &self.controller;
-        controller.recovery.deadline().or_else(|| {
-            let first = controller.deadline()?;
-            Some(first.min(controller.health_check.load(Ordering::Relaxed)))
-        })
+        self.controller.recovery.deadline(self.controller.deadline())
     }
 
     fn recover(&self) -> bool {
         let controller = &self.controller;
         let now = controller.platform.now();
-        controller.health_check.store(now.saturating_add(HEALTH_CHECK), Ordering::Relaxed);
+        controller.recovery.looked(now);
         controller.serve(usize::MAX);
         let begins = !controller.recovery.is_under_way();
         if begins {

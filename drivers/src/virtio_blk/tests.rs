@@ -2,7 +2,7 @@ use super::fake::{Fake, Fault, Kind};
 use super::*;
 use crate::testing::{FakePlatform, poll, run};
 use crate::trial::{self, Device};
-use core::sync::atomic::AtomicBool;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
 use proptest::prelude::*;
 use storage::{BlockDevice, BlockError, Buffer, Reply};
