@@ -17,6 +17,7 @@ mod five_guests;
 mod guest_suite;
 mod hostile;
 mod lifecycle;
+mod nvme;
 mod other_guests;
 mod quiet;
 mod scale;
@@ -88,6 +89,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
     ];
     cases.extend(bochs::cases());
     cases.extend(disks::cases());
+    cases.extend(nvme::cases());
     cases.extend(hostile::cases());
     cases.extend(guest_suite::cases(selection));
     cases
