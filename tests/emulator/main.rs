@@ -11,6 +11,7 @@ mod bochs;
 mod boot;
 mod boot_protocols;
 mod cores;
+mod devices;
 mod disks;
 mod figures;
 mod five_guests;
@@ -90,6 +91,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
     cases.extend(bochs::cases());
     cases.extend(disks::cases());
     cases.extend(nvme::cases());
+    cases.extend(devices::cases());
     cases.extend(hostile::cases());
     cases.extend(guest_suite::cases(selection));
     cases
