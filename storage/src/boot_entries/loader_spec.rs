@@ -42,14 +42,14 @@ pub async fn find(disk: &BootDisk, findings: &mut Findings) {
             let path = format!("/loader/entries/{name}");
             let Some(text) = volume.text(&path, findings).await else { continue };
             match parse(&text, &path, &name, index, volume.number()) {
-                Ok(entry) => found.push(entry),
+                Ok(entry) => insert(&mut found, entry),
                 Err(why) => findings.remark(volume, &path, why),
             }
         }
         for name in volume.names("/EFI/Linux", ".efi", findings).await {
             let path = format!("/EFI/Linux/{name}");
             match unify(volume, index, &path, &name).await {
-                Ok(Some(entry)) => found.push(entry),
+                Ok(Some(entry)) => insert(&mut found, entry),
                 Ok(None) => findings.remark(volume, &path, "no unified kernel image for x86-64"),
                 Err(error) => findings.remark(volume, &path, &error.to_string()),
             }
@@ -61,7 +61,6 @@ pub async fn find(disk: &BootDisk, findings: &mut Findings) {
                 pairs(&text).filter(|(key, _)| *key == "default").last().map(|(_, value)| value.to_owned());
         }
     }
-    found.sort_by(Sortable::compare);
     let fits = |entry: &Entry| {
         let pattern = default.as_deref()?.as_bytes();
         let stem = entry.id.rsplit_once('.').map_or("", |(stem, _)| stem);
@@ -69,6 +68,12 @@ pub async fn find(disk: &BootDisk, findings: &mut Findings) {
     };
     let chosen = found.iter().position(|one| fits(&one.entry) == Some(true)).unwrap_or(0);
     findings.add(found.into_iter().map(|one| one.entry).collect(), chosen);
+}
+
+/// Puts an entry behind those that come before it.
+fn insert(found: &mut Vec<Sortable>, entry: Sortable) {
+    let place = found.partition_point(|other| other.compare(&entry) != Ordering::Greater);
+    found.insert(place, entry);
 }
 
 /// The keys and values of a file's lines.

@@ -13,7 +13,7 @@ mod unified;
 mod version;
 
 use crate::block::BlockDevice;
-use crate::files::{FileError, FileKind, FileSystem};
+use crate::files::{File, FileError, FileKind, FileSystem};
 use crate::partitions::{Partition, PartitionTable, TableError, Window};
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -28,6 +28,8 @@ const LONGEST_TEXT: usize = 1 << 20;
 const MOST_ENTRIES: usize = 256;
 /// How many remarks are kept.
 const MOST_REMARKS: usize = 64;
+/// Ramdisks are read in pieces of so many bytes.
+const STEP: u64 = 1 << 20;
 /// What several ramdisks are padded to, so that Linux finds the next archive.
 const ALIGNMENT: usize = 4;
 
@@ -364,27 +366,85 @@ impl BootDisk {
     /// # Errors
     /// A file is not there, cannot be read, or is too large.
     pub async fn load(&self, entry: &Entry, most: usize) -> Result<Loaded, BootError> {
-        let kernel = self.image(&entry.kernel, most).await?;
-        let mut ramdisk = Vec::new();
+        let mut left = most;
+        let kernel = self.image(&entry.kernel).await?;
+        kernel.take_from(&mut left)?;
+        let (mut ramdisks, mut len) = (Vec::new(), 0_usize);
         for image in &entry.ramdisks {
+            let image = self.image(image).await?;
+            image.take_from(&mut left)?;
+            len = len.next_multiple_of(ALIGNMENT).saturating_add(image.len as usize);
+            ramdisks.push(image);
+        }
+        let kernel = kernel.read(0, kernel.len as usize).await?;
+        let mut ramdisk = Vec::with_capacity(len);
+        for image in ramdisks {
             ramdisk.resize(ramdisk.len().next_multiple_of(ALIGNMENT), 0);
-            let left = most.saturating_sub(kernel.len()).saturating_sub(ramdisk.len());
-            ramdisk.append(&mut self.image(image, left).await?);
+            let mut done = 0;
+            while done < image.len {
+                let step = image.len.saturating_sub(done).min(STEP);
+                ramdisk.extend(image.read(done, step as usize).await?);
+                done = done.saturating_add(step);
+            }
         }
         Ok(Loaded { kernel, ramdisk, arguments: entry.arguments.clone() })
     }
 
-    async fn image(&self, image: &Image, most: usize) -> Result<Vec<u8>, BootError> {
+    /// Opens a kernel or a ramdisk, to be read piece by piece where [`BootDisk::load`] would need too much memory.
+    ///
+    /// # Errors
+    /// It is not there, or the file system cannot be read.
+    pub async fn image(&self, image: &Image) -> Result<OpenImage, BootError> {
         let volume = self.volumes.get(image.volume);
-        let partition = volume.map_or(0, Volume::number);
-        let failed = |error| BootError::File { partition, path: image.path.clone(), error };
-        let volume = volume.ok_or(failed(FileError::NotFound(image.path.clone())))?;
-        let file = volume.files.file(&image.path).await.map_err(failed)?;
-        let (at, size) = image.section.unwrap_or((0, file.size()));
-        match usize::try_from(size) {
-            Ok(len) if len <= most => file.read(at, len).await.map_err(failed),
-            _ => Err(failed(FileError::TooLarge { path: image.path.clone(), size, most: most as u64 })),
-        }
+        let failed = |error| BootError::File {
+            partition: volume.map_or(0, Volume::number),
+            path: image.path.clone(),
+            error,
+        };
+        let found = volume.ok_or_else(|| failed(FileError::NotFound(image.path.clone())))?;
+        let file = found.files.file(&image.path).await.map_err(failed)?;
+        let (start, len) = image.section.unwrap_or((0, file.size()));
+        Ok(OpenImage { file, start, len, partition: found.number(), path: image.path.clone() })
+    }
+}
+
+/// A kernel or a ramdisk that was opened.
+pub struct OpenImage {
+    file: File,
+    start: u64,
+    len: u64,
+    partition: u32,
+    path: String,
+}
+
+impl OpenImage {
+    /// Its length in bytes.
+    pub fn size(&self) -> u64 {
+        self.len
+    }
+
+    /// The `len` bytes at `at`.
+    ///
+    /// # Errors
+    /// They are not all there, or the disk cannot read them.
+    pub async fn read(&self, at: u64, len: usize) -> Result<Vec<u8>, BootError> {
+        let behind = FileError::BehindTheEnd { at, len: len as u64, size: self.len };
+        let is_there = at.checked_add(len as u64).is_some_and(|end| end <= self.len);
+        let start = self.start.checked_add(at).filter(|_| is_there).ok_or_else(|| self.failed(behind))?;
+        self.file.read(start, len).await.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: FileError) -> BootError {
+        BootError::File { partition: self.partition, path: self.path.clone(), error }
+    }
+
+    /// Takes as many bytes as it has from what may be.
+    fn take_from(&self, left: &mut usize) -> Result<(), BootError> {
+        let most = *left as u64;
+        let too_large = || FileError::TooLarge { path: self.path.clone(), size: self.len, most };
+        let rest = most.checked_sub(self.len).ok_or_else(|| self.failed(too_large()))?;
+        *left = rest as usize;
+        Ok(())
     }
 }
 

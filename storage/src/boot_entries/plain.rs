@@ -62,8 +62,11 @@ async fn kernels(volume: &Volume, findings: &mut Findings) -> Vec<(String, Optio
             pairs.push((format!("{directory}/vmlinuz{suffix}"), format!("{directory}/initrd.img{suffix}")));
         }
         let names = volume.names(&format!("{directory}/"), "", findings).await;
-        let mut versions: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix("vmlinuz-")).collect();
-        versions.sort_by(|a, b| version::compare(b, a));
+        let mut versions: Vec<&str> = Vec::new();
+        for version in names.iter().filter_map(|name| name.strip_prefix("vmlinuz-")) {
+            let place = versions.partition_point(|other| version::compare(other, version).is_ge());
+            versions.insert(place, version);
+        }
         for version in versions {
             pairs.push((
                 format!("{directory}/vmlinuz-{version}"),

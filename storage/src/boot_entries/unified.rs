@@ -85,6 +85,6 @@ impl Unified {
         let value = self.release.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
         let quoted = |quote| value.strip_prefix(quote)?.strip_suffix(quote);
         let plain = quoted('"').or_else(|| quoted('\'')).unwrap_or(value);
-        Some(plain.replace("\\\"", "\"").replace("\\$", "$").replace("\\\\", "\\"))
+        Some(plain.replace('\\', ""))
     }
 }

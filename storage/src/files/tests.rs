@@ -238,6 +238,9 @@ fn a_journal_is_read_along_until_it_is_replayed() {
     for (options, how) in [
         (["-t", "ext4", "-E", "hash_seed=01234567-89ab-cdef-0123-456789abcdef"], ""),
         (["-t", "ext4", "-O", "^metadata_csum"], ""),
+        (["-t", "ext4", "-O", "metadata_csum_seed"], "-c"),
+        (["-t", "ext4", "-O", "64bit"], "-c -v 2"),
+        (["-t", "ext4", "-O", "^64bit"], "-c -v 2"),
         (["-t", "ext4", "-O", "^metadata_csum,^64bit"], "-c"),
         (["-t", "ext4", "-O", "^64bit"], "-c"),
         (["-t", "ext3", "-m", "0"], ""),
@@ -356,17 +359,34 @@ fn what_others_keep_is_not_made_a_disk() {
     run("debugfs", &["-w", "-R", "dirty", image.to_str().unwrap()]);
     let dirty = open(fs::read(&image).unwrap());
     assert!(refused(&dirty, true).unwrap().contains("not unmounted cleanly"));
-    run("debugfs", &["-w", "-R", "feature shared_blocks", image.to_str().unwrap()]);
     mke2fs(&scratch, &root, 8, &["-t", "ext4"]);
-    run("debugfs", &["-w", "-R", "ssv feature_ro_compat 0x46b", image.to_str().unwrap()]);
-    run("debugfs", &["-w", "-R", "fallocate /file 10 20", image.to_str().unwrap()]);
-    run("debugfs", &["-w", "-R", "sif file size 60000", image.to_str().unwrap()]);
-    let unwritten = open(fs::read(&image).unwrap());
+    run("debugfs", &["-w", "-R", "feature shared_blocks", image.to_str().unwrap()]);
+    let shared = open(fs::read(&image).unwrap());
+    assert_eq!(refused(&shared, true).unwrap(), "not supported: read-only features 0x4000 of ext4");
+    assert!(refused(&shared, false).is_none());
+}
+
+#[test]
+fn what_was_never_written_is_zero_and_not_written() {
+    let scratch = Scratch::new("unwritten");
+    let root = scratch.path("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("file"), pattern(9000, 1)).unwrap();
+    mke2fs(&scratch, &root, 8, &["-t", "ext4", "-b", "1024"]);
+    let image = scratch.path("image");
+    let image = image.to_str().unwrap();
+    run("debugfs", &["-w", "-R", "fallocate /file 10 20", image]);
+    run("debugfs", &["-w", "-R", "sif file size 21000", image]);
+    let said = run("debugfs", &["-R", "bmap /file 12", image]);
+    let block: usize = said.lines().find_map(|line| line.split_whitespace().next()?.parse().ok()).unwrap();
+    let mut bytes = fs::read(image).unwrap();
+    bytes[block * 1024..][..4096].fill(0xee);
+    let unwritten = open(bytes);
     let disk = wait(unwritten.disk("file", true)).unwrap();
     let bytes = Buffer::holding(&[7; 4096]);
-    wait(disk.read(45_056, bytes.clone())).unwrap();
+    wait(disk.read(12_288, bytes.clone())).unwrap();
     assert_eq!(bytes.to_vec(), [0; 4096], "what was never written is zero, whatever the block has");
-    assert_eq!(wait(disk.write(45_056, bytes)), Err(BlockError::NotAllocated));
+    assert_eq!(wait(disk.write(12_288, bytes)), Err(BlockError::NotAllocated));
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use super::script::{Part, Statement, Word};
 use alloc::borrow::ToOwned;
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -13,8 +12,13 @@ pub const FOUND: &str = "volume";
 const LONGEST: usize = 64 << 10;
 /// How many statements are run, those in entries included.
 const MOST_STEPS: usize = 1 << 16;
+/// How many variables there may be.
+const MOST_VARIABLES: usize = 1024;
 /// How many items a menu may have.
 const MOST_ITEMS: usize = 256;
+
+/// Names and values; few enough to be looked through.
+pub type Variables = Vec<(String, String)>;
 
 /// A file, and the device where it is looked for if its name does not say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,9 +46,9 @@ pub struct Item {
 
 /// The state of a configuration that is run.
 pub struct Machine {
-    variables: BTreeMap<String, String>,
+    variables: Variables,
     /// What `load_env` loads, if there is such a file.
-    environment: Option<BTreeMap<String, String>>,
+    environment: Option<Variables>,
     /// Identifiers and labels of the file systems.
     pub volumes: Vec<(String, String)>,
     steps: usize,
@@ -52,23 +56,23 @@ pub struct Machine {
 
 impl Machine {
     /// Before the configuration in `directory` of this volume is run.
-    pub fn new(directory: &str, volume: usize, environment: Option<BTreeMap<String, String>>) -> Self {
+    pub fn new(directory: &str, volume: usize, environment: Option<Variables>) -> Self {
         let root = format!("{FOUND}{volume}");
-        let mut variables: BTreeMap<String, String> = BTreeMap::new();
+        let mut machine = Self { variables: Vec::new(), environment, volumes: Vec::new(), steps: 0 };
         // What GRUB 2.06 says of itself.
         for feature in ["menuentry_id", "platform_search_hint", "timeout_style", "default_font_path"] {
-            variables.insert(format!("feature_{feature}"), "y".to_owned());
+            machine.set(&format!("feature_{feature}"), "y");
         }
-        variables.insert("prefix".to_owned(), format!("({root}){directory}"));
-        variables.insert("root".to_owned(), root);
-        variables.insert("grub_platform".to_owned(), "pc".to_owned());
-        variables.insert("grub_cpu".to_owned(), "i386".to_owned());
-        Self { variables, environment, volumes: Vec::new(), steps: 0 }
+        machine.set("prefix", &format!("({root}){directory}"));
+        machine.set("root", &root);
+        machine.set("grub_platform", "pc");
+        machine.set("grub_cpu", "i386");
+        machine
     }
 
     /// A variable's value; empty where it has none.
     pub fn variable(&self, name: &str) -> &str {
-        self.variables.get(name).map_or("", String::as_str)
+        self.variables.iter().find(|(own, _)| own == name).map_or("", |(_, value)| value)
     }
 
     /// Runs a configuration; what its menu has then.
@@ -118,7 +122,12 @@ impl Machine {
     }
 
     fn set(&mut self, name: &str, value: &str) {
-        self.variables.insert(name.to_owned(), value.to_owned());
+        let known = self.variables.iter_mut().find(|(own, _)| own == name);
+        if let Some((_, own)) = known {
+            *own = value.to_owned();
+        } else if self.variables.len() < MOST_VARIABLES {
+            self.variables.push((name.to_owned(), value.to_owned()));
+        }
     }
 
     fn command(
@@ -145,10 +154,13 @@ impl Machine {
                 }
                 None => false,
             },
-            ("unset", [name, ..]) => self.variables.remove(name).is_some(),
+            ("unset", [name, ..]) => {
+                self.variables.retain(|(own, _)| own != name);
+                true
+            }
             ("load_env", _) => {
                 let Some(environment) = self.environment.clone() else { return false };
-                self.variables.extend(environment);
+                environment.iter().for_each(|(name, value)| self.set(name, value));
                 true
             }
             ("[" | "test", _) => {
@@ -185,9 +197,7 @@ impl Machine {
             match argument.as_str() {
                 "--id" => item.id = arguments.next().cloned().unwrap_or_default(),
                 "--class" | "--users" | "--hotkey" | "--source" => drop(arguments.next()),
-                option if option.starts_with("--id=") => {
-                    item.id = option.trim_start_matches("--id=").to_owned()
-                }
+                option if option.starts_with("--id=") => item.id = option.split_at(5).1.to_owned(),
                 option if option.starts_with("--") => {}
                 _ => title = title.or(Some(argument)),
             }

@@ -8,11 +8,9 @@ mod script;
 
 use super::{BootDisk, Entry, Findings, Image, Source, Volume};
 use alloc::borrow::ToOwned;
-use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
-use machine::{Item, Machine};
+use machine::{Item, Machine, Variables};
 
 /// Where GRUB's directory may be.
 const PLACES: [&str; 4] = ["/boot/grub", "/grub", "/boot/grub2", "/grub2"];
@@ -42,7 +40,7 @@ pub async fn find(disk: &BootDisk, findings: &mut Findings) {
 }
 
 /// The variables of an environment block.
-fn variables(text: &str) -> BTreeMap<String, String> {
+fn variables(text: &str) -> Variables {
     let lines =
         text.strip_prefix(ENVIRONMENT).unwrap_or_default().lines().filter(|line| !line.starts_with('#'));
     let pairs = lines.filter_map(|line| line.split_once('='));

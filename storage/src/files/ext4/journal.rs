@@ -147,7 +147,7 @@ pub async fn read(ext4: &Ext4) -> Result<BTreeMap<u64, u64>, FileError> {
 
     let mut written: Vec<Written> = Vec::new();
     let mut open: Vec<Written> = Vec::new();
-    let mut revoked: BTreeMap<u64, u32> = BTreeMap::new();
+    let mut revoked: BTreeMap<u64, u64> = BTreeMap::new();
     let mut revoking: Vec<u64> = Vec::new();
     let next = |number: u32| match number.saturating_add(1) {
         number if number >= end => first,
@@ -178,7 +178,9 @@ pub async fn read(ext4: &Ext4) -> Result<BTreeMap<u64, u64>, FileError> {
             REVOKE if format.fits(&block, tail) => revoking.extend(format.revoked(&block)),
             COMMIT if format.fits(&block, 0x10) => {
                 written.append(&mut open);
-                revoked.extend(revoking.drain(..).map(|block| (block, transaction)));
+                for block in revoking.drain(..) {
+                    revoked.insert(block, u64::from(transaction));
+                }
                 transaction = transaction.wrapping_add(1);
             }
             // What was not written to its end did not happen.
@@ -190,7 +192,7 @@ pub async fn read(ext4: &Ext4) -> Result<BTreeMap<u64, u64>, FileError> {
     let mut newest = BTreeMap::new();
     for one in written {
         // What was revoked later than it was written may have become part of a file.
-        let age = |revoked: &u32| revoked.wrapping_sub(one.transaction) as i32;
+        let age = |revoked: &u64| (*revoked as u32).wrapping_sub(one.transaction) as i32;
         if revoked.get(&one.block).is_some_and(|revoked| age(revoked) >= 0) {
             continue;
         }
