@@ -1,6 +1,6 @@
 //! From the manifest in CBFS to guests that the monitor can build.
 
-use crate::disks::GuestDisks;
+use crate::disks::{self, Start};
 use crate::host::memory::{Claims, FrameAllocator, Range};
 use crate::{error, warn};
 use alloc::borrow::Cow;
@@ -153,12 +153,9 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
     if !guest.networks.is_empty() {
         warn!("{}: this version gives guests no networks; {} left out", guest.name, guest.networks.len());
     }
-    let (protocol, boot) = match &guest.boot {
-        Boot::Files(boot) => (protocol(boot.method), boot_files(boot, image)?),
-        Boot::Disk(_) => {
-            error!("{}: this version starts no guest from its disks", guest.name);
-            return None;
-        }
+    let (protocol, start) = match &guest.boot {
+        Boot::Files(boot) => (protocol(boot.method), Start::Files(boot_files(boot, image)?)),
+        Boot::Disk(boot) => (BootProtocol::Linux(None), Start::Disk(boot.clone())),
     };
     let config = GuestConfig {
         name: guest.name.clone(),
@@ -174,7 +171,7 @@ fn resolve(guest: &manifest::GuestConfig, files: &Files<'_>) -> Option<Wanted> {
             cap: guest.cap,
         },
         protocol,
-        provider: provider(guest, boot, image)?,
+        provider: provider(guest, start, files.frames, image)?,
         debug_port: guest.debug_port,
         watchdog: guest.watchdog,
         virtio_console: guest.console == Console::Virtio,
@@ -208,13 +205,16 @@ fn boot_files(boot: &manifest::Files, image: impl Fn(&Source) -> Option<Image>) 
 /// Who has what each life of a guest starts with.
 fn provider(
     guest: &manifest::GuestConfig,
-    files: BootFiles,
+    start: Start,
+    frames: &'static FrameAllocator,
     image: impl Fn(&Source) -> Option<Image>,
 ) -> Option<Arc<dyn Provider>> {
-    if guest.disks.is_empty() {
-        return Some(Arc::new(Provisions { files, disks: Vec::new() }));
+    match start {
+        Start::Files(files) if guest.disks.is_empty() => {
+            Some(Arc::new(Provisions { files, disks: Vec::new() }))
+        }
+        start => disks::provider(guest, start, frames, image),
     }
-    Some(Arc::new(GuestDisks::new(guest, files, image)?))
 }
 
 fn protocol(method: Method) -> BootProtocol {

@@ -22,7 +22,7 @@ const SECOND: u64 = 1_000_000_000;
 
 const HELP: &str = "\
 list               guests, what they do, their share of a CPU since the last list, and uptime
-start GUEST
+start GUEST [ENTRY] start it, from this of its boot entries
 stop GUEST [SECS]  press the power button, cut the power after SECS (60)
 reset GUEST
 console [GUEST]    show this guest, or all; Ctrl-] m leads back here
@@ -30,6 +30,8 @@ log [GUEST]        Peerboot's log, or what is kept of a guest's output
 exits [GUEST]      why guests came back to Peerboot, and how often
 devices            devices on PCI, what drives them, and disks
 disks              the machine's disks, and which guests have them
+entries GUEST      what there is to boot on a guest's disks
+rollback GUEST     take a guest's images back to their bases
 memory             who has which memory
 timeline           when the boot reached which step
 crash HOW          have Peerboot fail, to see its report
@@ -191,6 +193,7 @@ impl<'a> Management<'a> {
             ["help"] => out.write_str(HELP)?,
             ["list"] => self.list(now, out)?,
             ["start", guest] => self.request(guest, Request::Start, out)?,
+            ["start", guest, entry] => self.start_from(guest, entry, out)?,
             ["reset", guest] => self.request(guest, Request::Reset, out)?,
             ["stop", guest] => self.stop(guest, PATIENCE, now, out)?,
             ["stop", guest, seconds] => match seconds.parse() {
@@ -212,6 +215,8 @@ impl<'a> Management<'a> {
             ["exits", guest] => self.exits(Some(guest), out)?,
             ["devices"] => devices::list(out)?,
             ["disks"] => disks::list(out)?,
+            ["entries", guest] => disks::entries(guest, out)?,
+            ["rollback", guest] => disks::roll_back(guest, out)?,
             ["memory"] => self.memory(machine, out)?,
             ["timeline"] => timeline::lines(machine.clock).try_for_each(|line| writeln!(out, "{line}"))?,
             ["reboot"] => {
@@ -238,6 +243,20 @@ impl<'a> Management<'a> {
 
     fn request(&self, name: &str, request: Request, out: &mut dyn Write) -> fmt::Result {
         if self.guests.request(name, request) { Ok(()) } else { no_guest(name, out) }
+    }
+
+    /// Starts a guest that is off from one of its boot entries.
+    fn start_from(&self, name: &str, entry: &str, out: &mut dyn Write) -> fmt::Result {
+        match self.guests.list().into_iter().find(|guest| guest.name == name) {
+            None => no_guest(name, out),
+            Some(guest) if guest.state != GuestState::Off => {
+                writeln!(out, "`{name}` is not off; `stop {name}` first")
+            }
+            Some(_) => match disks::choose(name, entry) {
+                Ok(()) => self.request(name, Request::Start, out),
+                Err(reason) => writeln!(out, "`{name}` has no boot entries: {reason}"),
+            },
+        }
     }
 
     fn stop(&mut self, name: &str, seconds: u64, now: Instant, out: &mut dyn Write) -> fmt::Result {

@@ -1,37 +1,50 @@
 //! What stands in for guests' disks where they are left out: no guest with one starts.
 
 use crate::error;
-use alloc::string::String;
+use crate::host::memory::FrameAllocator;
+use alloc::sync::Arc;
 use core::fmt::{self, Write};
-use coreboot_config::manifest::{self, Source};
-use vmm_core::provision::{BootFiles, Image, Provider, Provisions};
+use coreboot_config::manifest::{self, DiskBoot, Source};
+use vmm_core::provision::{BootFiles, Image, Provider};
 
-/// A guest's disks, of which there are none.
-pub enum GuestDisks {}
-
-impl GuestDisks {
-    /// Says that there are none.
-    pub fn new(
-        guest: &manifest::GuestConfig,
-        _files: BootFiles,
-        _load: impl Fn(&Source) -> Option<Image>,
-    ) -> Option<Self> {
-        error!("{}: disks for guests were left out of this payload", guest.name);
-        None
-    }
+/// What a guest starts from.
+pub enum Start {
+    /// Files that the manifest names.
+    Files(BootFiles),
+    /// What its disks have.
+    #[allow(dead_code, reason = "nobody looks there")]
+    Disk(DiskBoot),
 }
 
-impl Provider for GuestDisks {
-    fn disks(&self) -> usize {
-        match *self {}
-    }
-    fn provide(&self) -> Result<Provisions, String> {
-        match *self {}
-    }
+/// Says that there are no disks.
+pub fn provider(
+    guest: &manifest::GuestConfig,
+    _start: Start,
+    _frames: &'static FrameAllocator,
+    _load: impl Fn(&Source) -> Option<Image>,
+) -> Option<Arc<dyn Provider>> {
+    error!("{}: disks for guests were left out of this payload", guest.name);
+    None
 }
+
+const LEFT_OUT: &str = "disks for guests were left out of this payload";
 
 /// Says that there is no list.
-#[cfg_attr(not(feature = "prompt"), allow(dead_code, reason = "nobody asks"))]
 pub fn list(out: &mut dyn Write) -> fmt::Result {
-    writeln!(out, "disks for guests were left out of this payload")
+    writeln!(out, "{LEFT_OUT}")
+}
+
+/// Says that there are none.
+pub fn entries(_name: &str, out: &mut dyn Write) -> fmt::Result {
+    writeln!(out, "{LEFT_OUT}")
+}
+
+/// Says that there is nothing to choose from.
+pub fn choose(_name: &str, _entry: &str) -> Result<(), &'static str> {
+    Err(LEFT_OUT)
+}
+
+/// Says that there is nothing to roll back.
+pub fn roll_back(_name: &str, out: &mut dyn Write) -> fmt::Result {
+    writeln!(out, "{LEFT_OUT}")
 }

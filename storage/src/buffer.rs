@@ -50,6 +50,14 @@ impl Buffer {
         Self::holding(&vec![0; len])
     }
 
+    /// The same where there is memory for them, else `None`.
+    pub fn try_zeroed(len: usize) -> Option<Self> {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).ok()?;
+        bytes.resize(len, 0);
+        Some(Self::new(Arc::new(Copied(Mutex::new(bytes.into())))))
+    }
+
     /// A copy of these bytes, which devices do not reach.
     pub fn holding(bytes: &[u8]) -> Self {
         Self::new(Arc::new(Copied(Mutex::new(bytes.into()))))

@@ -4,7 +4,6 @@
 
 use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_or_zeros};
 use crate::buffer::Buffer;
-use crate::fields::put;
 use crate::join;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -15,13 +14,29 @@ use core::ops::Range;
 use spin::Mutex;
 
 /// Changes are kept in pieces of so many bytes: what most file systems write at once.
-const PIECE: u64 = 4096;
+pub const PIECE: u64 = 4096;
 /// What a piece costs beside its bytes.
 const COST: u64 = 64;
+
+/// Where changes are kept.
+pub trait Room: Send + Sync {
+    /// [`PIECE`] bytes of memory for the caller alone, for as long as it has them; `None` where there are none left.
+    fn take(&self) -> Option<Buffer>;
+}
+
+/// The heap.
+struct Heap;
+
+impl Room for Heap {
+    fn take(&self) -> Option<Buffer> {
+        Buffer::try_zeroed(PIECE as usize)
+    }
+}
 
 /// A disk whose changes are in memory. The disk below stays as it is.
 pub struct Overlay {
     base: Arc<dyn BlockDevice>,
+    room: Arc<dyn Room>,
     /// The most memory that changes may take, in bytes.
     budget: u64,
     changes: Mutex<Changes>,
@@ -36,7 +51,7 @@ struct Changes {
 
 enum Piece {
     Zero,
-    Bytes(Box<[u8]>),
+    Bytes(Buffer),
 }
 
 impl Piece {
@@ -48,23 +63,17 @@ impl Piece {
     }
 
     /// The same piece as bytes that can be changed; `None` where memory is used up.
-    fn bytes(&mut self) -> Option<&mut [u8]> {
+    fn bytes(&mut self, room: &dyn Room) -> Option<&Buffer> {
         if let Self::Zero = self {
-            *self = Self::Bytes(room()?);
+            let bytes = room.take().filter(|bytes| bytes.len() as u64 == PIECE)?;
+            bytes.fill(0, 0);
+            *self = Self::Bytes(bytes);
         }
         match self {
             Self::Bytes(bytes) => Some(bytes),
             Self::Zero => None,
         }
     }
-}
-
-/// A piece of zeros; `None` where memory is used up.
-fn room() -> Option<Box<[u8]>> {
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(PIECE as usize).ok()?;
-    bytes.resize(PIECE as usize, 0);
-    Some(bytes.into_boxed_slice())
 }
 
 /// What of a request lies in one piece.
@@ -100,9 +109,15 @@ fn parts(at: u64, len: u64) -> impl Iterator<Item = Part> {
 }
 
 impl Overlay {
-    /// An overlay of `base` whose changes take at most `budget` bytes of memory.
+    /// An overlay of `base` whose changes take at most `budget` bytes of the heap.
     pub fn new(base: Arc<dyn BlockDevice>, budget: u64) -> Self {
-        Self { base, budget, changes: Mutex::default() }
+        Self::in_room(base, budget, Arc::new(Heap))
+    }
+
+    /// An overlay of `base` whose changes take at most `budget` bytes: the heap has what tells where they are, and
+    /// `room` the changes themselves.
+    pub fn in_room(base: Arc<dyn BlockDevice>, budget: u64, room: Arc<dyn Room>) -> Self {
+        Self { base, room, budget, changes: Mutex::default() }
     }
 
     /// Forgets all changes. Requests under way may leave some.
@@ -139,8 +154,8 @@ impl Overlay {
                         into.slice(part.offset, part.len).unwrap_or_else(|| into.clone()).fill(0, 0)
                     }
                     Piece::Bytes(bytes) => {
-                        let bytes = bytes.get(part.within..).and_then(|bytes| bytes.get(..part.len));
-                        into.write(part.offset, bytes.unwrap_or(&[]));
+                        let bytes = bytes.slice(part.within, part.len);
+                        into.write(part.offset, &bytes.map(|bytes| bytes.to_vec()).unwrap_or_default());
                     }
                 }
             }
@@ -174,7 +189,7 @@ impl Overlay {
         for (number, buffer) in &edges {
             read_or_zeros(&*self.base, number.saturating_mul(PIECE), buffer).await?;
         }
-        self.changes.lock().put(self.budget, at, len, from, &edges)
+        self.changes.lock().put((self.budget, &*self.room), at, len, from, &edges)
     }
 }
 
@@ -182,7 +197,7 @@ impl Changes {
     /// All of it or, where memory is used up, nothing.
     fn put(
         &mut self,
-        budget: u64,
+        (budget, room): (u64, &dyn Room),
         at: u64,
         len: u64,
         from: Option<&Buffer>,
@@ -207,17 +222,17 @@ impl Changes {
                 self.pieces.insert(part.number, Piece::Zero);
             } else {
                 let piece = self.pieces.entry(part.number).or_insert(Piece::Zero);
-                let bytes = piece.bytes().ok_or(no_room)?;
+                let bytes = piece.bytes(room).ok_or(no_room)?;
                 if had == 0
                     && let Some((_, edge)) = edges.iter().find(|(number, _)| *number == part.number)
                 {
-                    edge.read(0, bytes);
+                    bytes.write(0, &edge.to_vec());
                 }
                 let new = match from.map(|from| from.slice(part.offset, part.len)) {
                     Some(Some(slice)) => slice.to_vec(),
                     _ => alloc::vec![0; part.len],
                 };
-                put(bytes, part.within, &new);
+                bytes.write(part.within, &new);
             }
             let has = self.pieces.get(&part.number).map_or(0, Piece::cost);
             self.used = self.used.saturating_sub(had).saturating_add(has);

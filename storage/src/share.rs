@@ -1,6 +1,7 @@
 //! Who has which parts of the host's disks open: nobody writes what another uses.
 
 use alloc::borrow::ToOwned;
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -120,6 +121,17 @@ impl Register {
         entries.open.push(Entry { ticket, source, access, holder: holder.to_owned() });
         Ok(Hold { register: self.clone(), ticket })
     }
+
+    /// What is open of a disk, in words, in the order in which it was opened.
+    pub fn of_disk(&self, disk: u64) -> Vec<String> {
+        let entries = self.0.lock();
+        let open = entries.open.iter().filter(|entry| entry.source.disk == disk);
+        let words = |entry: &Entry| match entry.access {
+            Access::Read => format!("{} reads `{}`", entry.holder, entry.source.name),
+            Access::Write => format!("{} writes `{}`", entry.holder, entry.source.name),
+        };
+        open.map(words).collect()
+    }
 }
 
 impl Drop for Hold {
@@ -158,6 +170,8 @@ mod tests {
         assert!(
             register.open(source(0, "disk:QM1/part:3", Some(200..300)), Access::Write, "guest `b`").is_ok()
         );
+        assert_eq!(register.of_disk(0), ["guest `a`, disk0 writes `disk:QM1/part:2`"]);
+        assert!(register.of_disk(2).is_empty());
         drop(held);
         let readers: Vec<Hold> =
             ["a", "b"].map(|guest| register.open(file.clone(), Access::Read, guest).unwrap()).into();

@@ -83,6 +83,7 @@ impl GuestConfig {
         let vcpus = u64::from(self.vcpus).saturating_mul(OWN_MEMORY_OF_VCPU);
         let tables = self.memory.div_ceil(BYTES_OF_NESTED_TABLE).saturating_mul(4096);
         let disks = (self.provider.disks() as u64).saturating_mul(OWN_MEMORY_OF_DISK);
+        let disks = disks.saturating_add(self.provider.own_memory());
         OWN_MEMORY.saturating_add(vcpus).saturating_add(tables).saturating_add(disks)
     }
 

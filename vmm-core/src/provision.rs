@@ -59,6 +59,10 @@ pub struct Provisions {
 pub trait Provider: Send + Sync {
     /// How many disks each life has.
     fn disks(&self) -> usize;
+    /// What a life takes of the monitor's own memory at most, beside what each disk does, in bytes.
+    fn own_memory(&self) -> u64 {
+        0
+    }
     /// What the next life has. It may take its time: nothing else on this core runs meanwhile.
     ///
     /// # Errors

@@ -1,14 +1,16 @@
 //! From the manifest's name of a place to the device that is there.
 
-use super::holds::{Hold, InUse, Place};
 use super::names::{self, NoDisk};
 use super::{MACHINE, found};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use coreboot_config::manifest::{DiskPlace, PartitionName};
+use storage::files::{FileError, FileSystem};
 use storage::partitions::{NotFound, Partition, PartitionTable, TableError, Window};
+use storage::share::{Access, Conflict, Hold, Source};
 use storage::{BlockDevice, BlockError, Buffer, Geometry, Reply};
 
 /// Why a place cannot be had.
@@ -22,8 +24,10 @@ pub enum OpenError {
     Partition(NotFound, String),
     /// The partition does not fit the disk.
     Window(BlockError),
-    /// Another guest has it.
-    InUse(InUse),
+    /// The file cannot be had.
+    File(FileError),
+    /// Another has it.
+    Conflict(Conflict),
 }
 
 impl fmt::Display for OpenError {
@@ -34,24 +38,39 @@ impl fmt::Display for OpenError {
             Self::Partition(error, there) if there.is_empty() => write!(f, "{error}; the disk has none"),
             Self::Partition(error, there) => write!(f, "{error}; the disk has {there}"),
             Self::Window(error) => write!(f, "the partition: {error}"),
-            Self::InUse(error) => error.fmt(f),
+            Self::File(error) => error.fmt(f),
+            Self::Conflict(error) => error.fmt(f),
         }
     }
 }
 
-/// The device at a place, held for `guest` until it is dropped.
-pub async fn place(place: &DiskPlace, writes: bool, guest: &str) -> Result<Arc<dyn BlockDevice>, OpenError> {
+/// The device at a place, open for `holder` until it is dropped.
+pub async fn place(
+    place: &DiskPlace,
+    access: Access,
+    holder: &str,
+) -> Result<Arc<dyn BlockDevice>, OpenError> {
     let number = names::find(&MACHINE.disks, &place.disk).map_err(OpenError::Disk)?;
     let mut device = Arc::clone(&found()[number].disk.device);
-    let mut range = 0..device.geometry().size();
+    let mut start = 0;
     if let Some(name) = &place.partition {
         let table = PartitionTable::read(&*device).await.map_err(OpenError::Table)?;
         let partition = table.find(&word(name)).map_err(|e| OpenError::Partition(e, listed(&table)))?;
-        range = partition.start..partition.start.saturating_add(partition.len);
+        start = partition.start;
         device = Arc::new(Window::new(device, partition).map_err(OpenError::Window)?);
     }
-    let wanted = Place { disk: number, range, file: None };
-    let hold = MACHINE.holds.take(wanted, writes, guest, &format!("{place}")).map_err(OpenError::InUse)?;
+    let whole = start..start.saturating_add(device.geometry().size());
+    let mut ranges: Vec<_> = Some(whole).into_iter().collect();
+    if let Some(path) = &place.file {
+        let files = FileSystem::open(device).await.map_err(OpenError::File)?;
+        let disk = files.disk(path, access == Access::Write).await.map_err(OpenError::File)?;
+        let on_disk =
+            |range: core::ops::Range<u64>| start.saturating_add(range.start)..start.saturating_add(range.end);
+        ranges = disk.places().map(on_disk).collect();
+        device = Arc::new(disk);
+    }
+    let source = Source { disk: number as u64, ranges, name: format!("{place}") };
+    let hold = MACHINE.register.open(source, access, holder).map_err(OpenError::Conflict)?;
     Ok(Arc::new(Held { device, _hold: hold }))
 }
 
@@ -77,7 +96,7 @@ fn listed(table: &PartitionTable) -> String {
     text
 }
 
-/// A device that is held.
+/// A device that is open.
 struct Held {
     device: Arc<dyn BlockDevice>,
     _hold: Hold,

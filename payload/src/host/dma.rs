@@ -18,7 +18,16 @@ pub struct SharedFrames {
 impl SharedFrames {
     /// So many zeroed bytes below 4 GiB; `None` where there are none in one piece.
     pub fn allocate(frames: &'static FrameAllocator, len: usize) -> Option<Self> {
-        let mut frames = frames.allocate(len.max(1) as u64, PAGE, REACHED_BY_ALL)?;
+        Self::below(frames, len, REACHED_BY_ALL)
+    }
+
+    /// So many zeroed bytes anywhere; `None` where there are none in one piece.
+    pub fn anywhere(frames: &'static FrameAllocator, len: usize) -> Option<Self> {
+        Self::below(frames, len, u64::MAX)
+    }
+
+    fn below(frames: &'static FrameAllocator, len: usize, limit: u64) -> Option<Self> {
+        let mut frames = frames.allocate(len.max(1) as u64, PAGE, limit)?;
         frames.zero();
         Some(Self { frames, len })
     }
@@ -27,6 +36,24 @@ impl SharedFrames {
     fn span(&self, at: usize, len: usize) -> (u64, usize) {
         let at = at.min(self.len);
         (self.frames.range().start + at as u64, len.min(self.len - at))
+    }
+}
+
+/// RAM that nobody writes to any more: no device was ever told of it, as only its owner could have.
+pub struct FrozenFrames(SharedFrames);
+
+impl From<SharedFrames> for FrozenFrames {
+    fn from(frames: SharedFrames) -> Self {
+        Self(frames)
+    }
+}
+
+impl AsRef<[u8]> for FrozenFrames {
+    fn as_ref(&self) -> &[u8] {
+        let (address, len) = self.0.span(0, self.0.len);
+        // SAFETY: inside the frames, which are this value's alone, were zeroed, and are given back only when it is
+        // dropped; what could write to them is inside it, and nothing here does.
+        unsafe { core::slice::from_raw_parts(address as *const u8, len) }
     }
 }
 

@@ -7,6 +7,7 @@ use crate::lock::Lock;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::future::ready;
+use core::ops::Range;
 
 /// The size of a block in bytes, whatever the device has below: image formats ask for it.
 const BLOCK: u32 = 512;
@@ -39,6 +40,11 @@ struct Run {
 impl FileDisk {
     pub(super) fn new(device: Arc<dyn BlockDevice>, extents: Extents, writable: bool) -> Self {
         Self { device, extents, writable, parts: Lock::default() }
+    }
+
+    /// Where its bytes are on the device, in their order; what has no blocks is nowhere.
+    pub fn places(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.runs(0, self.extents.size()).filter_map(|run| Some(run.at?..run.at?.saturating_add(run.len)))
     }
 
     /// The runs of a request, without what is behind the file's end.

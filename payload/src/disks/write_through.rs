@@ -1,47 +1,11 @@
-//! What a guest may do with a disk, and when its writes end.
+//! A disk whose writes are safe when they have ended.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::future::ready;
-use storage::{BlockDevice, BlockError, Buffer, Geometry, Reply};
+use storage::{BlockDevice, Buffer, Geometry, Reply};
 
-/// The same disk, as one that is only read, or whose writes end when they are safe from the loss of power.
-pub fn limit(device: Arc<dyn BlockDevice>, read_only: bool, write_through: bool) -> Arc<dyn BlockDevice> {
-    match (read_only, write_through) {
-        (true, _) => Arc::new(ReadOnly(device)),
-        (_, true) => Arc::new(WriteThrough(device)),
-        _ => device,
-    }
-}
-
-struct ReadOnly(Arc<dyn BlockDevice>);
-
-fn refused() -> Reply<'static> {
-    Box::pin(ready(Err(BlockError::ReadOnly)))
-}
-
-impl BlockDevice for ReadOnly {
-    fn geometry(&self) -> Geometry {
-        Geometry { read_only: true, discards: false, ..self.0.geometry() }
-    }
-    fn read(&self, at: u64, into: Buffer) -> Reply<'_> {
-        self.0.read(at, into)
-    }
-    fn write(&self, _at: u64, _from: Buffer) -> Reply<'_> {
-        refused()
-    }
-    fn flush(&self) -> Reply<'_> {
-        Box::pin(ready(Ok(())))
-    }
-    fn discard(&self, _at: u64, _len: u64) -> Reply<'_> {
-        refused()
-    }
-    fn write_zeroes(&self, _at: u64, _len: u64) -> Reply<'_> {
-        refused()
-    }
-}
-
-struct WriteThrough(Arc<dyn BlockDevice>);
+/// The same disk, with writes that end once they are safe from the loss of power.
+pub struct WriteThrough(pub Arc<dyn BlockDevice>);
 
 impl WriteThrough {
     /// The change, and then what makes it safe.
@@ -77,9 +41,11 @@ impl BlockDevice for WriteThrough {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::future::ready;
     use core::pin::pin;
     use core::task::{Context, Poll, Waker};
     use spin::Mutex;
+    use storage::BlockError;
 
     /// A disk that remembers what was asked of it.
     #[derive(Default)]
@@ -131,20 +97,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_only_is_never_asked_to_change() {
-        let asked = Arc::new(Asked::default());
-        let disk = limit(Arc::clone(&asked) as _, true, true);
-        assert!(disk.geometry().read_only && !disk.geometry().discards);
-        let refused = Err(BlockError::ReadOnly);
-        assert_eq!(answers(&*disk), [Ok(()), refused, Ok(()), refused, refused]);
-        assert_eq!(*asked.0.lock(), ["read"]);
-    }
-
-    #[test]
     fn writes_through_are_followed_by_a_flush() {
         let asked = Arc::new(Asked::default());
-        let disk = limit(Arc::clone(&asked) as _, false, true);
-        assert_eq!(answers(&*disk), [Ok(()); 5]);
+        let disk = WriteThrough(Arc::clone(&asked) as _);
+        assert_eq!(answers(&disk), [Ok(()); 5]);
         let said = asked.0.lock().clone();
         assert_eq!(said.iter().filter(|what| **what == "flush").count(), 3);
         for change in ["write", "zeroes"] {
