@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use xtask::cbfs::Cbfs;
 use xtask::command;
+use xtask::cpio::Archive;
 use xtask::error::{Error, Result};
 use xtask::guests;
 use xtask::machine::{Emulator, Firmware, Machine, Spec};
@@ -65,6 +66,26 @@ impl Lab {
     /// The example guest's kernel.
     pub fn kernel(&self) -> Result<Vec<u8>> {
         read(&guests::cloud_kernel(&self.project)?)
+    }
+
+    /// The example guest's initramfs with these modules of its kernel, which are named below `kernel/drivers`, in
+    /// `/lib`.
+    pub fn initramfs_with(&self, modules: &[&str]) -> Result<Vec<u8>> {
+        let kernel = guests::cloud_kernel(&self.project)?;
+        let version = kernel.file_name().and_then(|name| name.to_str()?.strip_prefix("vmlinuz-"));
+        let tree = kernel.parent().and_then(Path::parent);
+        let (Some(version), Some(tree)) = (version, tree) else {
+            return Err(Error::failed(format!("{} does not name its version", kernel.display())));
+        };
+        let drivers = tree.join("lib/modules").join(version).join("kernel/drivers");
+        let mut archive = Archive::new();
+        archive.directory("lib");
+        for module in modules {
+            let name = module.rsplit('/').next().unwrap_or(module);
+            archive.file(&format!("lib/{name}"), 0o644, &read(&drivers.join(module))?);
+        }
+        // Linux unpacks archives one behind the other; what is compressed comes last.
+        Ok([archive.finish(), read(&guests::initramfs(&self.project)?)?].concat())
     }
 
     /// A ROM for an emulator with this manifest, and none of the files that it names, for one test to fill.

@@ -1,16 +1,14 @@
 //! One life of a guest after the other: nothing is kept of one, and everything is given back.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use xtask::cpio::Archive;
 use xtask::error::{Error, Result};
 use xtask::guests;
 use xtask::machine::{Emulator, Machine};
 use xtask::suite::Outcome;
 
 use crate::console::{ANSWER, BOOT, command, wait_for_shell};
-use crate::lab::{Lab, read};
+use crate::lab::Lab;
 use crate::manifest::{Guest, good, manifest};
 
 /// Peerboot's key and what opens the management prompt.
@@ -161,7 +159,11 @@ pub fn watchdog(lab: &Lab) -> Result<Outcome> {
     const RAMDISK: &str = "guests/debian/initramfs";
     let variant = lab.variant(Emulator::Qemu, "watchdog")?;
     variant.cbfs.remove(RAMDISK)?;
-    variant.cbfs.add(RAMDISK, &variant.write("initramfs", &with_watchdog_modules(lab)?)?)?;
+    variant.cbfs.add(
+        RAMDISK,
+        &variant
+            .write("initramfs", &lab.initramfs_with(&["watchdog/watchdog.ko", "watchdog/wdat_wdt.ko"])?)?,
+    )?;
     variant.manifest(&manifest(&[Guest { properties: "watchdog; on-crash = \"restart\";", ..good() }]))?;
     let mut machine = variant.boot()?;
     wait_for_shell(&mut machine)?;
@@ -177,22 +179,4 @@ pub fn watchdog(lab: &Lab) -> Result<Outcome> {
     machine.expect(r"\] good: starts again$", ANSWER)?;
     wait_for_shell(&mut machine)?;
     Ok(Outcome::Passed)
-}
-
-/// The example's initramfs, with the modules that Debian's kernel needs for the watchdog timer.
-fn with_watchdog_modules(lab: &Lab) -> Result<Vec<u8>> {
-    let kernel = guests::cloud_kernel(lab.project())?;
-    let version = kernel.file_name().and_then(|name| name.to_str()?.strip_prefix("vmlinuz-"));
-    let tree = kernel.parent().and_then(Path::parent);
-    let (Some(version), Some(tree)) = (version, tree) else {
-        return Err(Error::failed(format!("{} does not name its version", kernel.display())));
-    };
-    let modules = tree.join("lib/modules").join(version).join("kernel/drivers/watchdog");
-    let mut archive = Archive::new();
-    archive.directory("lib");
-    for module in ["watchdog.ko", "wdat_wdt.ko"] {
-        archive.file(&format!("lib/{module}"), 0o644, &read(&modules.join(module))?);
-    }
-    // Linux unpacks archives one behind the other; what is compressed comes last.
-    Ok([archive.finish(), read(&guests::initramfs(lab.project())?)?].concat())
 }

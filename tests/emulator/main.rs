@@ -27,6 +27,7 @@ mod small_payload;
 mod stage;
 mod time;
 mod unikernel;
+mod virtio;
 
 use std::process::ExitCode;
 
@@ -92,6 +93,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
     cases.extend(disks::cases());
     cases.extend(nvme::cases());
     cases.extend(devices::cases());
+    cases.extend(virtio::cases());
     cases.extend(hostile::cases());
     cases.extend(guest_suite::cases(selection));
     cases

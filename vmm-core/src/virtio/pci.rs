@@ -164,7 +164,9 @@ impl VirtioPci {
         let notify_bytes = (queues as u32).saturating_mul(NOTIFY_MULTIPLIER);
         add_structure(&mut config, structure::COMMON, COMMON, common::BYTES as u32, &[])?;
         add_structure(&mut config, structure::ISR, ISR, 1, &[])?;
-        add_structure(&mut config, structure::DEVICE, DEVICE, config_bytes, &[])?;
+        if config_bytes > 0 {
+            add_structure(&mut config, structure::DEVICE, DEVICE, config_bytes, &[])?;
+        }
         add_structure(
             &mut config,
             structure::NOTIFY,

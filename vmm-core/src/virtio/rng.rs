@@ -81,6 +81,10 @@ mod tests {
     #[test]
     fn buffers_come_back_filled() {
         let mut function = Function::new(Rng::new(Box::new(Count(0))));
+        assert!(
+            !function.has_capability(9, |bytes| bytes[3] == 4),
+            "without a configuration there is no structure"
+        );
         function.negotiate(VERSION_1);
         let mut driver = function.enable_queue(0, 0x4_0000, 8, RingFeatures::default());
         function.set_status(0xf);

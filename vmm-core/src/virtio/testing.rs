@@ -484,15 +484,20 @@ impl Function {
 
     /// Where the first capability of this ID is that `which` wants.
     pub fn capability(&self, id: u8, which: impl Fn([u8; 20]) -> bool) -> u8 {
-        let [mut at] = self.pci.config().get(0x34);
-        loop {
-            let bytes: [u8; 20] = self.pci.config().get(at);
-            if bytes[0] == id && which(bytes) {
-                return at;
-            }
-            at = bytes[1];
-            assert_ne!(at, 0, "no capability {id:#x}");
-        }
+        self.find_capability(id, which).unwrap()
+    }
+
+    pub fn has_capability(&self, id: u8, which: impl Fn([u8; 20]) -> bool) -> bool {
+        self.find_capability(id, which).is_some()
+    }
+
+    fn find_capability(&self, id: u8, which: impl Fn([u8; 20]) -> bool) -> Option<u8> {
+        let [first] = self.pci.config().get(0x34);
+        let next = |at: &u8| Some(self.pci.config().get::<2>(*at)[1]).filter(|next| *next != 0);
+        core::iter::successors(Some(first), next).find(|at| {
+            let bytes = self.pci.config().get(*at);
+            bytes[0] == id && which(bytes)
+        })
     }
 
     /// Sets queue `n` up at `base`, with `size` entries, and enables it.

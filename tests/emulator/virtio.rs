@@ -1,0 +1,123 @@
+//! The virtio devices under Linux's drivers: a disk of the machine's, one in flash, the console, random numbers.
+
+use std::fs;
+use std::time::Duration;
+
+use xtask::error::{Error, Result};
+use xtask::machine::{Bus, Disk, Emulator, Machine, Spec};
+use xtask::suite::{Case, Outcome};
+
+use crate::console::{ANSWER, BOOT, PROMPT, command, wait_for_shell};
+use crate::lab::Lab;
+use crate::manifest::{Guest, good, manifest};
+
+/// Debian's modules for all of them, in the order in which they go in; the console's last, since it takes over
+/// what is typed.
+const MODULES: [&str; 8] = [
+    "virtio/virtio_ring.ko",
+    "virtio/virtio.ko",
+    "virtio/virtio_pci_modern_dev.ko",
+    "virtio/virtio_pci_legacy_dev.ko",
+    "virtio/virtio_pci.ko",
+    "block/virtio_blk.ko",
+    "char/hw_random/virtio-rng.ko",
+    "char/virtio_console.ko",
+];
+const DISK_BYTES: usize = 512 << 10;
+/// Wall time for a command that moves the whole disk a few times.
+const WORK: Duration = Duration::from_secs(180);
+
+/// How the devices are seen.
+pub fn cases() -> Vec<Case<Lab>> {
+    vec![Case::new("emulator/virtio/linux", linux)]
+}
+
+/// Linux finds all of them, and uses them; what it writes is on the machine's disk.
+fn linux(lab: &Lab) -> Result<Outcome> {
+    const RAMDISK: &str = "guests/debian/initramfs";
+    let bytes: Vec<u8> =
+        (0..DISK_BYTES / 4).flat_map(|n| (n as u32).wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
+    let variant = lab.variant(Emulator::Qemu, "virtio")?;
+    variant.cbfs.remove(RAMDISK)?;
+    variant.cbfs.add(RAMDISK, &variant.write("initramfs", &lab.initramfs_with(&MODULES)?)?)?;
+    let disk = variant.write("disk.img", &bytes)?;
+    variant.cbfs.add("guests/disk.img", &disk)?;
+    variant.manifest(&manifest(&[Guest {
+        properties: "cpus = <2>; console = \"virtio\"; entropy;\n\
+                     disk0 { source = \"disk:nvme0\"; serial = \"first-of-two\"; };\n\
+                     disk1 { source = \"cbfs:guests/disk.img\"; read-only; };",
+        ..good()
+    }]))?;
+    let mut machine =
+        Machine::spawn(&Spec { disks: vec![Disk { file: disk.clone(), bus: Bus::Nvme }], ..variant.spec() })?;
+    wait_for_shell(&mut machine)?;
+    // Lines that wrap could not be told from answers.
+    command(&mut machine, "stty cols 500; dmesg -n 1", ANSWER)?;
+
+    let (console, others) = MODULES.split_last().unwrap_or((&"", &[]));
+    for module in others {
+        says(&mut machine, &format!("insmod /lib/{} && echo loaded", name(module)), "loaded")?;
+    }
+    says(&mut machine, "cat /sys/block/vda/serial", "first-of-two")?;
+    says(&mut machine, "cat /sys/block/vda/size", &(DISK_BYTES / 512).to_string())?;
+    says(&mut machine, "cat /sys/block/vda/ro /sys/block/vdb/ro", "0\n1")?;
+    says(&mut machine, "cat /sys/block/vda/queue/write_cache", "write back")?;
+    says(&mut machine, "cat /sys/block/vda/queue/physical_block_size", "4096")?;
+    says(&mut machine, "ls /sys/block/vda/mq | wc -l", "2")?;
+    says(&mut machine, "grep -c 'PCI-MSI.* virtio[0-9]-req' /proc/interrupts", "4")?;
+    says(&mut machine, "cmp /dev/vda /dev/vdb && echo same", "same")?;
+    says(
+        &mut machine,
+        "yes peerboot | head -c 400000 > /tmp/new; dd if=/tmp/new of=/dev/vda bs=4k seek=8 conv=fsync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/vda bs=4k skip=8 2>/dev/null | head -c 400000 | cmp - /tmp/new && echo same",
+        "same",
+    )?;
+    // Off and on again: the device is reset with its queues in use.
+    let driver = "/sys/bus/virtio/drivers/virtio_blk";
+    says(
+        &mut machine,
+        &format!(
+            "d=$(basename $(readlink /sys/block/vda/device)); echo $d > {driver}/unbind; echo $d > {driver}/bind; cat /sys/block/vda/serial"
+        ),
+        "first-of-two",
+    )?;
+    says(
+        &mut machine,
+        "dd if=/dev/vda bs=4k skip=8 2>/dev/null | head -c 400000 | cmp - /tmp/new && echo same",
+        "same",
+    )?;
+    says(&mut machine, "cat /sys/class/misc/hw_random/rng_current", "virtio_rng.0")?;
+    says(&mut machine, "dd if=/dev/hwrng bs=64 count=2 iflag=fullblock 2>/dev/null | wc -c", "128")?;
+
+    // The shell at the serial port lives on, but hears nothing any more.
+    let shell = "setsid sh -c 'exec sh -i </dev/hvc0 >/dev/hvc0 2>&1' &";
+    machine.send(&format!("insmod /lib/{}; {shell}\n", name(console)))?;
+    machine.expect(r"built-in shell \(ash\)", ANSWER)?;
+    machine.expect(PROMPT, ANSWER)?;
+    says(&mut machine, "tty", "/dev/hvc0")?;
+    says(&mut machine, "seq 1 2000 | tail -n 1", "2000")?;
+    machine.send("seq 1 2000; sync; poweroff -f\n")?;
+    machine.expect("^1999\r?$", ANSWER)?;
+    machine.wait_exit(BOOT)?;
+
+    let after = fs::read(&disk).map_err(|e| Error::file("read", &disk, &e))?;
+    let written: Vec<u8> = b"peerboot\n".iter().copied().cycle().take(400_000).collect();
+    let (start, end) = (8 * 4096, 8 * 4096 + written.len());
+    if after[start..end] != written || after[..start] != bytes[..start] || after[end..] != bytes[end..] {
+        return Err(Error::failed(format!("{} is not what the guest made of it", disk.display())));
+    }
+    Ok(Outcome::Passed)
+}
+
+/// A module's file name.
+fn name(module: &str) -> &str {
+    module.rsplit('/').next().unwrap_or(module)
+}
+
+/// A command's output is this.
+fn says(machine: &mut Machine, line: &str, expected: &str) -> Result<()> {
+    let said = command(machine, line, WORK)?.join("\n");
+    if said.trim_end() == expected {
+        return Ok(());
+    }
+    Err(Error::failed(format!("`{line}` said {said:?}, expected {expected:?}")))
+}
