@@ -440,6 +440,39 @@ fn a_refcount_table_grows() {
 }
 
 #[test]
+fn a_cut_while_a_refcount_table_grows_harms_nothing() {
+    // 64 refcount blocks for 64 clusters of 512 bytes each: 2 MiB.
+    let mut bytes = create_by_qemu("cluster_size=512,refcount_bits=64", "3M").bytes();
+    bytes.resize(6 * MIB, 0);
+    let file = disk(bytes);
+    let image = open(&file, None).unwrap();
+    let content = pattern(3 * MIB, 1);
+    let filled = 1800 * KIB;
+    write(&image, 0, &content[..filled]);
+    wait(image.flush()).unwrap();
+    drop(image);
+    let tape = Arc::new(Tape::new(file.bytes()));
+    let image = wait(Qcow2::open(Arc::clone(&tape) as Arc<dyn BlockDevice>, None)).unwrap();
+    let mut flushed = vec![(0, filled)];
+    for at in (filled..2200 * KIB).step_by(40 * KIB) {
+        write(&image, at as u64, &content[at..at + 40 * KIB]);
+        wait(image.flush()).unwrap();
+        flushed.push((tape.events(), at + 40 * KIB));
+    }
+    let mut random = Random(1);
+    let table = |events| tape.at(events)[48..60].to_vec();
+    let moved = (0..=tape.events()).find(|events| table(*events) != table(0)).expect("it grows");
+    let often = (moved - 8..moved + 8).flat_map(|events| [events; 8]);
+    for events in often.chain((0..=tape.events()).step_by(3)) {
+        let file = disk(tape.cut(events, &mut random));
+        let image = open(&file, None).unwrap_or_else(|e| panic!("after {events}: {e}"));
+        assert_eq!(image.repaired().uncounted, 0, "after {events}");
+        let (_, safe) = flushed.iter().rfind(|(then, _)| *then <= events).unwrap();
+        assert!(read(&image, 0, *safe) == content[..*safe], "after {events}");
+    }
+}
+
+#[test]
 fn a_dirty_image_is_repaired() {
     for options in ["lazy_refcounts=on", "lazy_refcounts=on,cluster_size=512"] {
         let image = create_by_qemu(options, "4M");
@@ -534,15 +567,17 @@ fn sector(id: u32) -> Vec<u8> {
 
 /// Writes in batches, flushing now and then; then cuts the power at random moments of that, and looks.
 fn cut_power(options: &str, backing: Option<Vec<u8>>, snapshot: bool, seed: u64, cuts: u64) {
-    const SECTORS: u64 = 2048;
+    // Enough for the refcount table to grow, where that is short.
+    let sectors: u64 = if options.contains("refcount_bits=64") { 6144 } else { 2048 };
+    let size = format!("{}k", sectors / 2);
     let base = backing.as_deref().map(Image::holding);
     let made = match &base {
-        None => create_by_qemu(options, "1M"),
+        None => create_by_qemu(options, &size),
         Some(base) => {
-            create_by_qemu(&format!("{options},backing_file={},backing_fmt=raw", base.path()), "1M")
+            create_by_qemu(&format!("{options},backing_file={},backing_fmt=raw", base.path()), &size)
         }
     };
-    let mut possible: Vec<Possible> = vec![vec![0]; SECTORS as usize];
+    let mut possible: Vec<Possible> = vec![vec![0]; sectors as usize];
     if let Some(content) = &backing {
         for (sector, possible) in content.chunks(512).zip(&mut possible) {
             *possible = vec![u32::from_be_bytes(sector[..4].try_into().unwrap())];
@@ -556,7 +591,8 @@ fn cut_power(options: &str, backing: Option<Vec<u8>>, snapshot: bool, seed: u64,
     }
     let backing = backing.map(|content| disk(content) as Arc<dyn BlockDevice>);
     let mut bytes = made.bytes();
-    bytes.resize(4 * MIB, 0xdd);
+    // What nobody has written may look like anything, also like tables.
+    bytes.resize(8 * MIB, if seed % 2 == 0 { 0xdd } else { 0 });
     let tape = Arc::new(Tape::new(bytes));
     let mut random = Random(seed);
     // What may be read after the events up to each of these.
@@ -566,13 +602,13 @@ fn cut_power(options: &str, backing: Option<Vec<u8>>, snapshot: bool, seed: u64,
         let image = wait(Qcow2::open(slow, backing.clone())).unwrap();
         let mut id = 10_000;
         // What was written last, where nothing was discarded since.
-        let mut now: Vec<Option<u32>> = vec![None; SECTORS as usize];
+        let mut now: Vec<Option<u32>> = vec![None; sectors as usize];
         for _ in 0..12 {
             let mut replies: Vec<Reply<'_>> = Vec::new();
             let mut start = random.below(200);
-            while start < SECTORS {
+            while start < sectors {
                 let most = [4, 4, 200][random.below(3) as usize];
-                let len = (1 + random.below(most)).min(SECTORS - start);
+                let len = (1 + random.below(most)).min(sectors - start);
                 let range = start as usize..(start + len) as usize;
                 match random.below(6) {
                     0 => {
@@ -644,6 +680,7 @@ fn a_loss_of_power_loses_nothing_that_was_flushed() {
         cut_power("cluster_size=64k", None, false, seed, 40);
         cut_power("cluster_size=4k", Some(base.clone()), false, 10 + seed, 40);
         cut_power("cluster_size=512", None, false, 20 + seed, 20);
+        cut_power("cluster_size=512,refcount_bits=64", None, false, 50 + seed, 20);
         cut_power("cluster_size=4k", None, true, 30 + seed, 40);
         cut_power("cluster_size=16k,compat=0.10", Some(base.clone()), true, 40 + seed, 40);
     }

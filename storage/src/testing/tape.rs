@@ -38,17 +38,27 @@ impl Tape {
     /// What it holds had the power been lost after so many events: of what had not ended when a flush began that
     /// has ended, any sectors.
     pub fn cut(&self, events: usize, random: &mut Random) -> Vec<u8> {
+        // All of them, none, or so many of a hundred.
+        let lucky = [0, 100, 10, 50, 90][random.below(5) as usize];
+        self.replay(events, |safe| safe || random.below(100) < lucky)
+    }
+
+    /// What it held after so many events.
+    pub fn at(&self, events: usize) -> Vec<u8> {
+        self.replay(events, |_| true)
+    }
+
+    /// Writes each sector anew that `keeps`, which is told whether a flush has made it safe.
+    fn replay(&self, events: usize, mut keeps: impl FnMut(bool) -> bool) -> Vec<u8> {
         let mut bytes = self.before.clone();
         let all = self.events.lock();
         let events = &all[..events];
         let flushes = events.iter().map(|event| if let Event::Flush { began } = event { *began } else { 0 });
         let safe = flushes.max().unwrap_or(0);
-        // All of them, none, or so many of a hundred.
-        let lucky = [0, 100, 10, 50, 90][random.below(5) as usize];
         for event in events {
             let Event::Write { at, bytes: written, ended } = event else { continue };
             for (sector, at) in written.chunks(512).zip((*at as usize..).step_by(512)) {
-                if ended.is_some_and(|ended| ended <= safe) || random.below(100) < lucky {
+                if keeps(ended.is_some_and(|ended| ended <= safe)) {
                     bytes[at..at + sector.len()].copy_from_slice(sector);
                 }
             }
