@@ -592,7 +592,7 @@ fn cut_power(options: &str, backing: Option<Vec<u8>>, snapshot: bool, seed: u64,
     let backing = backing.map(|content| disk(content) as Arc<dyn BlockDevice>);
     let mut bytes = made.bytes();
     // What nobody has written may look like anything, also like tables.
-    bytes.resize(8 * MIB, if seed % 2 == 0 { 0xdd } else { 0 });
+    bytes.resize(8 * MIB, if seed.is_multiple_of(2) { 0xdd } else { 0 });
     let tape = Arc::new(Tape::new(bytes));
     let mut random = Random(seed);
     // What may be read after the events up to each of these.

@@ -1,8 +1,6 @@
 //! An ext4 file system of any bytes behind a superblock that could be one's.
 #![no_main]
 
-#[path = "../disk.rs"]
-mod disk;
 #[path = "../tree.rs"]
 mod tree;
 

@@ -1,8 +1,6 @@
 //! A FAT file system of any bytes behind a boot sector that could be one's.
 #![no_main]
 
-#[path = "../disk.rs"]
-mod disk;
 #[path = "../tree.rs"]
 mod tree;
 

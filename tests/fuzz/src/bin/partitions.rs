@@ -1,14 +1,12 @@
 //! Partition tables on an arbitrary disk.
 #![no_main]
 
-use std::sync::Mutex;
-
 use crc::{CRC_32_ISO_HDLC, Crc};
-use disk::{BLOCK, RamDisk, at_once};
 use storage::partitions::PartitionTable;
+use storage::testing::{RamDisk, wait};
 
-#[path = "../disk.rs"]
-mod disk;
+/// The size of a block in bytes.
+const BLOCK: usize = 512;
 
 /// Makes the checksums of the GPT at `header` fit, or what lies behind them would never be looked at.
 fn sign(disk: &mut [u8], header: usize) -> Option<()> {
@@ -32,7 +30,7 @@ libfuzzer_sys::fuzz_target!(|data: (bool, Vec<u8>)| {
         sign(&mut disk, BLOCK);
     }
     let size = (disk.len() / BLOCK * BLOCK) as u64;
-    let table = at_once(PartitionTable::read(&RamDisk(Mutex::new(disk))));
+    let table = wait(PartitionTable::read(&RamDisk::new(BLOCK as u32, disk)));
     if let Ok(table) = table {
         assert!(table.partitions.iter().all(|partition| partition.start + partition.len <= size));
         table.problems.iter().for_each(|problem| drop(problem.to_string()));
