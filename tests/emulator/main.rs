@@ -16,6 +16,7 @@ mod disks;
 mod figures;
 mod five_guests;
 mod guest_suite;
+mod host_disks;
 mod hostile;
 mod lifecycle;
 mod nvme;
@@ -91,6 +92,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
     ];
     cases.extend(bochs::cases());
     cases.extend(disks::cases());
+    cases.extend(host_disks::cases());
     cases.extend(nvme::cases());
     cases.extend(devices::cases());
     cases.extend(virtio::cases());

@@ -53,6 +53,8 @@ pub struct State {
     pub pulled: bool,
     /// The port does not stop.
     pub stuck: bool,
+    /// But a reset of the controller stops it.
+    pub obeys_reset: bool,
     /// IDENTIFY fails.
     pub refuses: bool,
     /// Firmware owns it, and lets go when asked.
@@ -92,6 +94,7 @@ impl Fake {
             gone: false,
             pulled: false,
             stuck: false,
+            obeys_reset: true,
             refuses: false,
             owned: None,
             done: Vec::new(),
@@ -270,7 +273,12 @@ impl State {
         let port = |register: Register| BASE + register as usize;
         match offset {
             _ if self.gone => (),
-            0x04 => self.control = value,
+            0x04 => {
+                self.control = value;
+                if value & 1 == 1 && self.obeys_reset {
+                    (self.control, self.stuck, self.command) = (0, false, 0);
+                }
+            }
             0x08 | EMPTY..0x300 => (),
             0x28 => self.owned = Some(false),
             BASE..0x190 => self.list[(offset - BASE) / 4] = value,

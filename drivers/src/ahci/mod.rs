@@ -61,11 +61,13 @@ pub fn start(function: &Arc<Function>, platform: &Arc<dyn Platform>) -> Result<A
     Ok(Arc::new(start_at(platform, hba, Box::new(move || function.quiet()))?))
 }
 
-/// Takes the controller from firmware.
+/// Takes the controller from firmware, all of whose ports have stopped then: none works on firmware's memory any more.
 fn take(platform: &dyn Platform, window: Arc<dyn Registers>) -> Result<Hba, Error> {
     /// How long firmware may take to let go, and how long if it says that it is busy (AHCI 1.3.1, 10.6.3).
     const LET_GO: u64 = 25 * MILLISECOND;
     const FINISH: u64 = 2_000 * MILLISECOND;
+    /// How long a reset may take (AHCI 1.3.1, 10.4.3).
+    const RESET: u64 = 1_000 * MILLISECOND;
     let hba = Hba::new(window).ok_or(Error::Gone)?;
     hba.enable();
     if hba.handoff().is_some_and(|owner| owner & handoff::FIRMWARE != 0) {
@@ -75,6 +77,13 @@ fn take(platform: &dyn Platform, window: Arc<dyn Registers>) -> Result<Hba, Erro
             // Who does not let go in time has it taken away.
             finish(platform, until(platform, FINISH, free));
         }
+    }
+    if hba.ports().any(|port| finish(platform, port::stop(platform, &port)).is_err()) {
+        hba.reset();
+        if !finish(platform, until(platform, RESET, || !hba.is_resetting())) {
+            return Err(Error::Silent("reset"));
+        }
+        hba.enable();
     }
     Ok(hba)
 }
@@ -157,6 +166,7 @@ impl Driver for Ahci {
 
     fn recover(&self) -> bool {
         if !self.hba.is_there() {
+            (self.silence)();
             self.ports.iter().for_each(|port| port.close());
             return true;
         }

@@ -257,7 +257,10 @@ fn writes(command: &Command) -> bool {
 const STOPPING: &str = "stop";
 
 /// Stops the port: it works on no memory after this, if it ends well.
-async fn stop(platform: &dyn Platform, port: &registers::Port) -> Result<(), Error> {
+///
+/// # Errors
+/// It is gone, or does not stop.
+pub async fn stop(platform: &dyn Platform, port: &registers::Port) -> Result<(), Error> {
     for (bit, shown) in [(command::START, command::RUNNING), (command::RECEIVE, command::RECEIVING)] {
         port.command(bit, 0);
         let mut state = 0;

@@ -15,6 +15,7 @@ const HANDOFF: usize = 0x28;
 const PORTS: usize = 0x100;
 const PORT: usize = 0x80;
 
+const RESET: u32 = 1 << 0;
 const INTERRUPT_ENABLE: u32 = 1 << 1;
 const AHCI_ENABLE: u32 = 1 << 31;
 const HAS_HANDOFF: u32 = 1;
@@ -92,6 +93,16 @@ impl Hba {
     pub fn enable(&self) {
         let before = self.0.read_u32(CONTROL);
         self.0.write_u32(CONTROL, before & !INTERRUPT_ENABLE | AHCI_ENABLE);
+    }
+
+    /// Has it begin a reset of itself.
+    pub fn reset(&self) {
+        self.0.write_u32(CONTROL, AHCI_ENABLE | RESET);
+    }
+
+    /// Whether that has not ended.
+    pub fn is_resetting(&self) -> bool {
+        self.0.read_u32(CONTROL) & RESET != 0
     }
 
     /// Lets it interrupt.

@@ -78,6 +78,9 @@ fn a_port_with_a_disk_is_found() {
 fn firmware_is_asked_for_the_controller() {
     let set = try_start(modern(8, 512), |fake| fake.state.lock().owned = Some(true)).ok().unwrap();
     assert_eq!(set.fake.state.lock().owned, Some(false));
+    // And a port of its that does not stop is reset with all others.
+    let set = try_start(modern(8, 512), |fake| fake.state.lock().stuck = true).ok().unwrap();
+    assert_eq!(set.driver.disks().len(), 1);
 }
 
 #[test]
@@ -116,7 +119,11 @@ fn what_is_no_disk_is_left_alone() {
     let refused = |prepare: &dyn Fn(&Fake)| try_start(modern(8, 512), prepare).err();
     assert_eq!(refused(&|fake| fake.state.lock().refuses = true), Some(Error::Refused("identify itself")));
     assert_eq!(refused(&|fake| fake.state.lock().gone = true), Some(Error::Gone));
-    assert_eq!(refused(&|fake| fake.state.lock().stuck = true), Some(Error::Silent("stop")));
+    let stuck = |fake: &Fake| {
+        let mut state = fake.state.lock();
+        (state.stuck, state.obeys_reset) = (true, false);
+    };
+    assert_eq!(refused(&stuck), Some(Error::Silent("reset")));
 }
 
 #[test]

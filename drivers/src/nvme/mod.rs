@@ -256,6 +256,7 @@ impl Driver for Nvme {
         if begins {
             match controller.admin.registers().health() {
                 Health::Gone => {
+                    (controller.reach)(false);
                     controller.close();
                     return true;
                 }
