@@ -65,7 +65,8 @@ pub fn begin(clock: &'static Clock, running: Vec<Running>) {
     };
     let sources = running.iter().enumerate().flat_map(sources).collect();
     let polled = (0..running.len()).filter(|place| running[*place].is_polled()).collect();
-    if !running.is_empty() {
+    // A controller without disks is asked for nothing.
+    if running.iter().any(|running| !running.driver.disks().is_empty()) {
         NEXT_WATCH.store(clock.now().as_nanos() + WATCH, Ordering::Relaxed);
     }
     SERVICE.call_once(|| Service { clock, running, sources, polled });
