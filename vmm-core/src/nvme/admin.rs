@@ -2,7 +2,7 @@
 
 use super::command::{Command, Status};
 use super::identify::{self, EVENT_REQUESTS};
-use super::queue::{CompletionQueue, MOST_ENTRIES, SubmissionQueue};
+use super::queue::{CompletionQueue, MOST_ENTRIES, Shadow, SubmissionQueue, whole_pages};
 use super::{Answer, Nvme, prp, slot};
 use crate::chipset::Context;
 
@@ -16,6 +16,7 @@ const ABORT: u8 = 0x08;
 const SET_FEATURES: u8 = 0x09;
 const GET_FEATURES: u8 = 0x0a;
 const ASYNCHRONOUS_EVENT_REQUEST: u8 = 0x0c;
+const DOORBELL_BUFFER: u8 = 0x7c;
 
 /// Dword 11 of what creates a queue: it lies in one piece.
 const CONTIGUOUS: u32 = 1;
@@ -41,6 +42,7 @@ impl Nvme {
             GET_LOG_PAGE => self.log_page(command, ctx),
             ABORT => Ok(NOT_ABORTED),
             SET_FEATURES => self.set_features(command),
+            DOORBELL_BUFFER => self.shadow_doorbells(command, ctx),
             GET_FEATURES => self.features.get(command, self.most_queues),
             _ => Err(Status::INVALID_OPCODE),
         };
@@ -75,6 +77,7 @@ impl Nvme {
         let queue = CompletionQueue::new(ctx.memory, base, entries, interrupts.then_some(vector));
         let place = self.completions.get_mut(usize::from(number)).ok_or(Status::INVALID_QUEUE)?;
         *place = Some(queue.ok_or(Status::INVALID_PRP_OFFSET)?);
+        self.place_shadows();
         Ok(0)
     }
 
@@ -89,7 +92,31 @@ impl Nvme {
         let queue = SubmissionQueue::new(ctx.memory, base, entries, answers);
         let place = self.submissions.get_mut(usize::from(number)).ok_or(Status::INVALID_QUEUE)?;
         *place = Some(queue.ok_or(Status::INVALID_PRP_OFFSET)?);
+        self.place_shadows();
         Ok(0)
+    }
+
+    /// From now on the guest leaves the doorbells of I/O queues in one page, and reads in another when it has to ring.
+    fn shadow_doorbells(&mut self, command: &Command, ctx: &Context) -> Result<u32, Status> {
+        let page = |at| whole_pages(ctx.memory, at, prp::PAGE).ok_or(Status::INVALID_PRP_OFFSET);
+        let [doorbell, event] = command.prp;
+        self.shadows = Some(Shadow { doorbell: page(doorbell)?, event: page(event)? });
+        self.place_shadows();
+        Ok(0)
+    }
+
+    /// Gives each I/O queue its doorbell in the guest's pages: in the registers' order, four bytes each.
+    fn place_shadows(&mut self) {
+        let Some(Shadow { doorbell, event }) = self.shadows else { return };
+        let at = |bytes: u64| {
+            Some(Shadow { doorbell: doorbell.checked_add(bytes)?, event: event.checked_add(bytes)? })
+        };
+        for (queue, n) in self.submissions.iter_mut().zip(0_u64..).skip(1) {
+            queue.iter_mut().for_each(|queue| queue.shadow = at(n.saturating_mul(8)));
+        }
+        for (queue, n) in self.completions.iter_mut().zip(0_u64..).skip(1) {
+            queue.iter_mut().for_each(|queue| queue.shadow = at(n.saturating_mul(8).saturating_add(4)));
+        }
     }
 
     /// Answered when the queue's last command is.

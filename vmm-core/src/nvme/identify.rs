@@ -62,6 +62,8 @@ fn controller(
     geometry: &Geometry,
     whole: impl Fn(&[(usize, &[u8])]) -> Vec<u8>,
 ) -> Vec<u8> {
+    /// Optional administrator's commands: doorbell buffer configuration.
+    const DOORBELL_BUFFER: u16 = 1 << 8;
     /// Commands that may be offered: dataset management, write zeroes.
     const DATASET_MANAGEMENT: u16 = 1 << 2;
     const WRITE_ZEROES: u16 = 1 << 3;
@@ -104,6 +106,7 @@ fn controller(
         (77, &[LARGEST_TRANSFER]),
         (80, &VERSION.to_le_bytes()),
         (111, &[IO_CONTROLLER]),
+        (256, &DOORBELL_BUFFER.to_le_bytes()),
         (258, &[ABORTS.saturating_sub(1)]),
         (259, &[EVENT_REQUESTS.saturating_sub(1) as u8]),
         (260, &[FIRMWARE_SLOTS]),

@@ -23,7 +23,7 @@ use command::Status;
 use core::task::Waker;
 use io::{Ended, Work};
 use log::Health;
-use queue::{Completion, CompletionQueue, SubmissionQueue};
+use queue::{Completion, CompletionQueue, Shadow, SubmissionQueue};
 use registers::{Register, Registers};
 use storage::BlockDevice;
 
@@ -114,6 +114,8 @@ pub struct Nvme {
     /// By number; the first of each is the administrator's.
     submissions: Vec<Option<SubmissionQueue>>,
     completions: Vec<Option<CompletionQueue>>,
+    /// Where the guest leaves doorbells, in the order of the registers.
+    shadows: Option<Shadow>,
     /// Whose turn it is to be read.
     turn: usize,
     requests: Requests<About, Ended>,
@@ -159,6 +161,7 @@ impl Nvme {
             state: State::Disabled,
             submissions: (0..vectors).map(|_| None).collect(),
             completions: (0..vectors).map(|_| None).collect(),
+            shadows: None,
             turn: 0,
             requests: Requests::new(MOST_UNDER_WAY, Waker::noop().clone()),
             waker: Waker::noop().clone(),
@@ -227,6 +230,7 @@ impl Nvme {
         self.state = State::Disabled;
         self.submissions.iter_mut().for_each(|queue| *queue = None);
         self.completions.iter_mut().for_each(|queue| *queue = None);
+        self.shadows = None;
         self.requests.forget();
         self.features = admin::Features::new(self.identity.write_back);
         self.event_requests = 0;
@@ -277,7 +281,7 @@ impl Nvme {
     /// Reads commands in turn from all queues, as long as there are some that can be begun.
     fn read_commands(&mut self, ctx: &mut Context) {
         for _ in 0..COMMANDS_AT_ONCE {
-            let Some(n) = self.next_queue() else { return };
+            let Some(n) = self.next_queue(ctx) else { return };
             let command = slot(&mut self.submissions, n).and_then(|queue| queue.take(ctx.memory));
             let Some(command) = command else {
                 self.state = State::Failed;
@@ -299,16 +303,17 @@ impl Nvme {
     }
 
     /// The next queue with a command that can be begun, which has an answer's place promised.
-    fn next_queue(&mut self) -> Option<u16> {
+    fn next_queue(&mut self, ctx: &Context) -> Option<u16> {
         let count = self.submissions.len();
         for _ in 0..count {
             let n = self.turn;
             self.turn = n.saturating_add(1).checked_rem(count)?;
-            let Some(queue) = self.submissions.get(n).and_then(Option::as_ref) else { continue };
-            if !queue.has_command() || n != 0 && self.requests.is_full() {
+            let Some(queue) = self.submissions.get_mut(n).and_then(Option::as_mut) else { continue };
+            if n != 0 && self.requests.is_full() || !queue.look(ctx.memory) {
                 continue;
             }
-            if slot(&mut self.completions, queue.answers).is_some_and(CompletionQueue::promise) {
+            let answers = slot(&mut self.completions, queue.answers);
+            if answers.is_some_and(|answers| answers.promise(ctx.memory)) {
                 return u16::try_from(n).ok();
             }
         }

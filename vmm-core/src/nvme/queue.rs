@@ -2,11 +2,34 @@
 
 use super::command::{Command, ENTRY_BYTES, Status};
 use crate::memory::{GuestMemory, GuestPhys};
+use core::sync::atomic::{Ordering, fence};
 
 /// The most entries of a queue.
 pub(super) const MOST_ENTRIES: u16 = 1024;
 /// The size of a completion queue entry in bytes.
 const COMPLETION_BYTES: u64 = 16;
+
+/// Where the guest leaves a doorbell's value, which spares it the ringing, and where it reads from which value on it has
+/// to ring all the same (5.7).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shadow {
+    pub(super) doorbell: GuestPhys,
+    pub(super) event: GuestPhys,
+}
+
+impl Shadow {
+    fn read(self, memory: &GuestMemory) -> Option<u32> {
+        memory.read_u32(self.doorbell).ok()
+    }
+
+    /// Has the guest ring when it moves on from `value`, and reads what it left before it could know.
+    fn arm(self, memory: &GuestMemory, value: u16) -> Option<u32> {
+        memory.write_u32(self.event, u32::from(value)).ok()?;
+        // It writes the one and then reads the other, as we do crosswise: one of us must see the other's.
+        fence(Ordering::SeqCst);
+        self.read(memory)
+    }
+}
 
 /// Where the guest puts commands.
 #[derive(Debug)]
@@ -23,13 +46,27 @@ pub(super) struct SubmissionQueue {
     pub(super) under_way: u16,
     /// The identifier of the command that deletes it, once there was one.
     pub(super) deleted_by: Option<u16>,
+    /// What spares the guest its ringing, where it offered that.
+    pub(super) shadow: Option<Shadow>,
+    /// From which entry on the guest was told to ring.
+    armed: Option<u16>,
 }
 
 impl SubmissionQueue {
     /// A queue of `entries` (2 to [`MOST_ENTRIES`]) at `base`; `None` where that is not all memory.
     pub(super) fn new(memory: &GuestMemory, base: u64, entries: u16, answers: u16) -> Option<Self> {
         let base = whole_pages(memory, base, u64::from(entries).checked_mul(ENTRY_BYTES as u64)?)?;
-        Some(Self { base, entries, head: 0, tail: 0, answers, under_way: 0, deleted_by: None })
+        Some(Self {
+            base,
+            entries,
+            head: 0,
+            tail: 0,
+            answers,
+            under_way: 0,
+            deleted_by: None,
+            shadow: None,
+            armed: None,
+        })
     }
 
     /// The guest says where the last entry ends. What lies outside the queue is nonsense, and ignored.
@@ -37,8 +74,21 @@ impl SubmissionQueue {
         self.tail = within(tail, self.entries).unwrap_or(self.tail);
     }
 
-    /// Whether there is a command to read.
-    pub(super) fn has_command(&self) -> bool {
+    /// Whether there is a command to read, be it one for which the guest did not ring. Where there is none, it will.
+    pub(super) fn look(&mut self, memory: &GuestMemory) -> bool {
+        if let Some(shadow) = self.shadow
+            && self.head == self.tail
+        {
+            shadow.read(memory).into_iter().for_each(|tail| self.ring(tail));
+            if self.head == self.tail && self.armed != Some(self.tail) {
+                self.armed = Some(self.tail);
+                shadow.arm(memory, self.tail).into_iter().for_each(|tail| self.ring(tail));
+            }
+        }
+        self.has_command()
+    }
+
+    fn has_command(&self) -> bool {
         self.head != self.tail && self.deleted_by.is_none()
     }
 
@@ -78,6 +128,8 @@ pub(super) struct CompletionQueue {
     promised: u16,
     /// The guest has not been told of the last ones.
     news: bool,
+    /// What spares the guest its ringing, where it offered that.
+    pub(super) shadow: Option<Shadow>,
 }
 
 /// An answer to a command.
@@ -97,7 +149,17 @@ impl CompletionQueue {
     /// A queue of `entries` (2 to [`MOST_ENTRIES`]) at `base`; `None` where that is not all memory.
     pub(super) fn new(memory: &GuestMemory, base: u64, entries: u16, vector: Option<u16>) -> Option<Self> {
         let base = whole_pages(memory, base, u64::from(entries).checked_mul(COMPLETION_BYTES)?)?;
-        Some(Self { base, entries, head: 0, tail: 0, phase: true, vector, promised: 0, news: false })
+        Some(Self {
+            base,
+            entries,
+            head: 0,
+            tail: 0,
+            phase: true,
+            vector,
+            promised: 0,
+            news: false,
+            shadow: None,
+        })
     }
 
     /// The guest says how far it has seen the answers. What is nonsense is ignored.
@@ -108,14 +170,25 @@ impl CompletionQueue {
         }
     }
 
-    /// Promises an entry for a command; false where there is none left.
-    pub(super) fn promise(&mut self) -> bool {
-        // One entry stays free, to tell a full queue from an empty one.
-        let used =
-            distance(self.head, self.tail, self.entries).saturating_add(self.promised).saturating_add(1);
-        let has_room = used < self.entries;
+    /// Promises an entry for a command; false where there is none left until the guest rings.
+    pub(super) fn promise(&mut self, memory: &GuestMemory) -> bool {
+        if let Some(shadow) = self.shadow {
+            if !self.has_room() {
+                shadow.read(memory).into_iter().for_each(|head| self.ring(head));
+            }
+            if !self.has_room() {
+                shadow.arm(memory, self.head).into_iter().for_each(|head| self.ring(head));
+            }
+        }
+        let has_room = self.has_room();
         self.promised = self.promised.saturating_add(u16::from(has_room));
         has_room
+    }
+
+    fn has_room(&self) -> bool {
+        // One entry stays free, to tell a full queue from an empty one.
+        let used = distance(self.head, self.tail, self.entries).saturating_add(self.promised);
+        used.saturating_add(1) < self.entries
     }
 
     /// Takes a promise back: no answer will come.
@@ -148,7 +221,7 @@ impl CompletionQueue {
 }
 
 /// `base`, where it begins a page and `len` bytes from there on are memory.
-fn whole_pages(memory: &GuestMemory, base: u64, len: u64) -> Option<GuestPhys> {
+pub(super) fn whole_pages(memory: &GuestMemory, base: u64, len: u64) -> Option<GuestPhys> {
     let base = GuestPhys::new(base);
     (base.is_aligned(super::prp::PAGE) && memory.contains(base, len)).then_some(base)
 }
@@ -199,25 +272,74 @@ mod tests {
         let memory = memory();
         let mut queue = CompletionQueue::new(&memory, 0x2000, 3, Some(9)).unwrap();
         let answer = |id| Completion { result: 5, queue: 4, head: 3, id, status: Status::INVALID_FIELD };
-        assert!(queue.promise() && queue.promise() && !queue.promise());
+        assert!(queue.promise(&memory) && queue.promise(&memory) && !queue.promise(&memory));
         queue.release();
-        assert!(queue.promise());
+        assert!(queue.promise(&memory));
         queue.put(&memory, &answer(0x1234));
-        assert!(!queue.promise());
+        assert!(!queue.promise(&memory));
         assert_eq!((queue.take_news(), queue.take_news()), (Some(9), None));
         assert_eq!(memory.read_u64(GuestPhys::new(0x2000)), Ok(5));
         assert_eq!(memory.read_u64(GuestPhys::new(0x2008)), Ok(0x8005_1234_0004_0003));
         for nonsense in [2, 3, u32::MAX] {
             queue.ring(nonsense);
-            assert!(!queue.promise(), "{nonsense}");
+            assert!(!queue.promise(&memory), "{nonsense}");
         }
         queue.ring(1);
-        assert!(queue.promise() && !queue.promise());
+        assert!(queue.promise(&memory) && !queue.promise(&memory));
         queue.put(&memory, &answer(1));
         queue.put(&memory, &answer(2));
         queue.ring(0);
-        assert!(queue.promise());
+        assert!(queue.promise(&memory));
         queue.put(&memory, &answer(3));
         assert_eq!(memory.read_u64(GuestPhys::new(0x2008)), Ok(0x8004_0003_0004_0003), "the phase changed");
+    }
+
+    const DOORBELL: GuestPhys = GuestPhys::new(0x3000);
+    const EVENT: GuestPhys = GuestPhys::new(0x4000);
+
+    /// Whether a driver that moves its doorbell from `old` to `new` has to ring.
+    fn rings(memory: &GuestMemory, old: u16, new: u16) -> bool {
+        let event = memory.read_u32(EVENT).unwrap() as u16;
+        memory.write_u32(DOORBELL, u32::from(new)).unwrap();
+        new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+    }
+
+    #[test]
+    fn a_guest_rings_only_for_a_queue_that_was_empty() {
+        let memory = memory();
+        let mut queue = SubmissionQueue::new(&memory, 0x1000, 8, 1).unwrap();
+        queue.shadow = Some(Shadow { doorbell: DOORBELL, event: EVENT });
+        assert!(!queue.look(&memory));
+        for tail in 0..20 {
+            let [first, second, third] = [tail * 3, tail * 3 + 1, tail * 3 + 2].map(|tail| tail % 8);
+            let last = (third + 1) % 8;
+            assert!(rings(&memory, first, second));
+            assert!(queue.look(&memory));
+            assert!(!rings(&memory, second, third), "it is being read");
+            assert!(queue.take(&memory).is_some() && queue.look(&memory));
+            assert!(!rings(&memory, third, last));
+            assert!(queue.take(&memory).is_some() && queue.look(&memory));
+            assert!(queue.take(&memory).is_some() && !queue.look(&memory));
+        }
+        memory.write_u32(DOORBELL, 99).unwrap();
+        assert!(!queue.look(&memory), "nonsense");
+    }
+
+    #[test]
+    fn a_guest_rings_for_answers_only_where_they_had_no_room() {
+        let memory = memory();
+        let mut queue = CompletionQueue::new(&memory, 0x2000, 4, Some(9)).unwrap();
+        queue.shadow = Some(Shadow { doorbell: DOORBELL, event: EVENT });
+        let answer = Completion { result: 0, queue: 1, head: 0, id: 0, status: Status::SUCCESS };
+        rings(&memory, 0, 1);
+        assert!(!rings(&memory, 1, 2) && !rings(&memory, 2, 3) && !rings(&memory, 3, 0));
+        memory.write_u32(DOORBELL, 0).unwrap();
+        for _ in 0..3 {
+            assert!(queue.promise(&memory));
+            queue.put(&memory, &answer);
+        }
+        assert!(!queue.promise(&memory));
+        assert!(rings(&memory, 0, 2));
+        assert!(queue.promise(&memory), "seen without ringing, too");
     }
 }

@@ -594,6 +594,64 @@ fn queues_come_and_go() {
 }
 
 #[test]
+fn doorbells_can_be_left_in_memory() {
+    const SHADOWS: u64 = 0x6_0000;
+    const EVENTS: u64 = 0x6_1000;
+    let mut driver = Driver::ready(GEOMETRY);
+    let set = |driver: &mut Driver, prp: [u64; 2]| {
+        let id = driver.put(0, 0x7c, 0, prp, [0; 4]);
+        driver.ring(0);
+        assert_eq!(driver.answers(0)[0].1, id);
+        driver.nvme.shadows.is_some()
+    };
+    assert!(!set(&mut driver, [SHADOWS + 8, EVENTS]) && !set(&mut driver, [SHADOWS, 0x10_0000]));
+    assert!(set(&mut driver, [SHADOWS, EVENTS]));
+    let shadow = |n: u64| GuestPhys::new(SHADOWS + n * 4);
+    // Rung once, and then gone on with unrung while that is under way.
+    for tail in 1..4 {
+        driver.put(1, 2, 1, [DATA, 0], [tail, 0, 0, 0]);
+        driver.memory.write_u32(shadow(2), tail).unwrap();
+        if tail == 1 {
+            driver.write(0x1008, Width::Dword, 1);
+        }
+    }
+    assert_eq!(driver.disk.asked().len(), 1);
+    driver.disk.end(0, Ok(()));
+    driver.poll();
+    assert_eq!(driver.disk.asked().len(), 2, "seen when it looked");
+    assert_eq!(
+        driver.memory.read_u32(GuestPhys::new(EVENTS + 8)),
+        Ok(3),
+        "from the next one on it has to ring"
+    );
+    for _ in 0..2 {
+        driver.disk.end(0, Ok(()));
+    }
+    driver.poll();
+    // The answers are seen without a word but in memory.
+    for _ in 0..5 {
+        let seen = driver.unseen(1).len() as u32;
+        driver.memory.write_u32(shadow(3), driver.heads[1]).unwrap();
+        assert!(seen > 0);
+        for _ in 0..5 {
+            driver.put(1, 2, 1, [DATA, 0], [0; 4]);
+        }
+        driver.memory.write_u32(shadow(2), driver.tails[1]).unwrap();
+        driver.ring(1);
+        assert_eq!(driver.disk.asked().len(), 5);
+        (0..5).for_each(|_| driver.disk.end(0, Ok(())));
+        driver.poll();
+    }
+    driver.write(0x14, Width::Dword, 0);
+    driver.memory.fill(GuestPhys::new(SHADOWS), 0x2000, 0x55).unwrap();
+    driver.set_up();
+    let id = driver.transfer(1, 2, 0, 1);
+    driver.disk.end(0, Ok(()));
+    driver.poll();
+    assert_eq!(driver.answers(1), [(1, id, Ok(0))], "a reset ends that");
+}
+
+#[test]
 fn event_requests_are_held() {
     let mut driver = Driver::ready(GEOMETRY);
     for _ in 0..4 {

@@ -71,8 +71,8 @@ impl Board {
         self.memory.write(at, bytes.as_flattened()).unwrap();
     }
 
-    /// A controller that works, with a queue pair for I/O.
-    fn set_up(&mut self) {
+    /// A controller that works, with a queue pair for I/O, whose doorbells are `shadowed` in memory or not.
+    fn set_up(&mut self, shadowed: bool) {
         self.write(0x24, Width::Dword, 0x000f_000f);
         self.write(0x28, Width::Qword, submission(0));
         self.write(0x30, Width::Qword, completion(0));
@@ -82,8 +82,12 @@ impl Board {
         self.command(0, 0, create);
         (create[0], create[6], create[10], create[11]) = (1, submission(1) as u32, 0x000f_0001, 0x1_0001);
         self.command(0, 1, create);
-        self.write(0x1000, Width::Dword, 2);
-        self.write(0x1004, Width::Dword, 2);
+        let mut shadows = [0; 16];
+        (shadows[0], shadows[6], shadows[8]) = (0x7c, 0x6000, 0x7000);
+        self.command(0, 2, shadows);
+        let commands = if shadowed { 3 } else { 2 };
+        self.write(0x1000, Width::Dword, commands);
+        self.write(0x1004, Width::Dword, commands);
     }
 }
 
@@ -107,7 +111,7 @@ fuzz_target!(|data: &[u8]| {
     let block = Box::new(HeapBlock::zeroed(MEMORY as usize, 4096).unwrap());
     let memory = Arc::new(GuestMemory::new(vec![Region::new(GuestPhys::new(0), block)]).unwrap());
     let mut board = Board { chipset, memory };
-    board.set_up();
+    board.set_up(data.first().is_some_and(|byte| byte & 0x80 != 0));
     let (steps, _) = data.as_chunks::<12>();
     for [action, a, b, c, value @ ..] in steps.iter().take(512) {
         let (value, at) = (u64::from_le_bytes(*value), u64::from(*b) | u64::from(*c) << 8);
