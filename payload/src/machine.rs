@@ -53,8 +53,9 @@ impl Host for Machine {
         self.clock.tsc_khz()
     }
 
-    fn tsc(&self) -> u64 {
-        cpu::tsc()
+    fn now_and_tsc(&self) -> (Instant, u64) {
+        let tsc = cpu::tsc();
+        (self.clock.instant_at(tsc), tsc)
     }
 
     fn core(&self) -> usize {

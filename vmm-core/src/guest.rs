@@ -334,7 +334,7 @@ impl Guest {
         let state = boot::load(config.protocol, &memory, &map, config.vcpus, config.watchdog, &images)
             .map_err(BuildError::Boot)?;
 
-        let (now, tsc) = (host.now(), host.tsc());
+        let (now, tsc) = host.now_and_tsc();
         let clock = TscClock::new(host.tsc_khz(), now);
         let unix_time = host.unix_time();
         let board = ChipsetConfig {

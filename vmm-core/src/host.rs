@@ -22,8 +22,9 @@ pub trait Host: Sync {
     fn now(&self) -> Instant;
     /// The frequency of the time-stamp counter in kHz; the same on all cores, and constant.
     fn tsc_khz(&self) -> u64;
-    /// What the time-stamp counter of this core reads now.
-    fn tsc(&self) -> u64;
+    /// The time now, and what the time-stamp counter of this core reads at that very moment: the two come from one
+    /// reading, as this core may be kept from its next for milliseconds.
+    fn now_and_tsc(&self) -> (Instant, u64);
     /// Seconds since 1970, now.
     fn unix_time(&self) -> u64;
     /// The number of the core this runs on; 0 is the one that booted.

@@ -190,7 +190,7 @@ impl Vcpu {
     /// Moves this guest's counter to `value` now, and with it what a TSC deadline means.
     fn set_tsc(&mut self, value: u64) {
         let host = self.guest.host();
-        let (now, tsc) = (host.now(), host.tsc());
+        let (now, tsc) = host.now_and_tsc();
         self.cpu.set_tsc_offset(value.wrapping_sub(tsc));
         self.tsc = TscClock::reading(self.tsc.khz(), value, now);
         self.deadline_moved = true;
