@@ -1,5 +1,8 @@
-//! Debian, installed on a disk: started from it, changed by its user, and found as it was left.
+//! Debian, installed on a disk: started from it, changed by its user, and found as it was left; on each kind of disk
+//! that the machine can have, for each that guests see, in each format.
 
+use std::fmt::Write as _;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,32 +10,229 @@ use xtask::command as program;
 use xtask::debian_disk;
 use xtask::error::{Error, Result};
 use xtask::guests;
-use xtask::machine::{Bus, Disk, Firmware, Machine, Spec};
+use xtask::machine::{Bus, Disk, Emulator, Firmware, Machine, Spec};
 use xtask::suite::{Case, Outcome};
 
 use crate::console::{PROMPT, command};
-use crate::lab::Lab;
+use crate::lab::{Lab, Variant};
+use crate::multiplexer::{KEY, MANAGEMENT};
 
-/// Wall time until systemd offers a login.
+/// Wall time until systemd offers a login: an emulator inside an emulated hypervisor, two at a time.
 const BOOT: Duration = Duration::from_secs(600);
 /// Wall time for what a user asks of the system.
 const WORK: Duration = Duration::from_secs(300);
+/// Wall time for a boot in Bochs, which executes some fifty million instructions a second.
+const SLOW: Duration = Duration::from_secs(3000);
+
+/// One way to a disk.
+#[derive(Clone, Copy)]
+struct Way {
+    emulator: Emulator,
+    /// The machine's disks.
+    bus: Bus,
+    /// What the manifest calls the first and the second of them.
+    names: [&'static str; 2],
+    /// What the guest sees.
+    model: &'static str,
+}
+
+const VIRTIO: Way =
+    Way { emulator: Emulator::Qemu, bus: Bus::Virtio, names: ["virtio0", "virtio1"], model: "virtio" };
+const NVME: Way = Way { bus: Bus::Nvme, names: ["peerboot-0", "peerboot-1"], model: "nvme", ..VIRTIO };
+const AHCI: Way = Way { bus: Bus::Ahci, names: ["ahci0.0", "ahci0.1"], ..VIRTIO };
+const ATA: Way =
+    Way { emulator: Emulator::Bochs, bus: Bus::Ata, names: ["ata0.0", "ata0.1"], model: "virtio" };
 
 /// What a disk has to do with.
 pub fn cases() -> Vec<Case<Lab>> {
-    vec![Case::new("emulator/disks/bare", bare)]
+    const SOME: u32 = 24;
+    const GIBIBYTE: u32 = 1024;
+    let stays = |name: &str, way: Way, mebibytes: u32| {
+        let name = format!("disks-{name}");
+        Case::new(format!("emulator/{}", name.replacen('-', "/", 1)), move |lab: &Lab| {
+            everything_stays(lab, &name, way, mebibytes)
+        })
+    };
+    vec![
+        stays("virtio", VIRTIO, SOME),
+        stays("nvme", NVME, SOME),
+        stays("ahci", AHCI, SOME),
+        stays("virtio-gibibyte", VIRTIO, GIBIBYTE).long(),
+        stays("nvme-gibibyte", NVME, GIBIBYTE).long(),
+        stays("ahci-gibibyte", AHCI, GIBIBYTE).long(),
+        stays("ata", ATA, SOME).long(),
+        Case::new("emulator/disks/two-systems", two_systems),
+        Case::new("emulator/disks/qcow2", |lab: &Lab| image(lab, "qcow2", "qcow2")).long(),
+        Case::new("emulator/disks/vhd", |lab: &Lab| image(lab, "vhd", "vpc")),
+        Case::new("emulator/disks/bare", bare),
+    ]
+}
+
+/// A package from a second disk is installed and data written; after a reboot all is there, for Peerboot, for the
+/// file system's own check, and for the same system in plain QEMU.
+fn everything_stays(lab: &Lab, test: &str, way: Way, mebibytes: u32) -> Result<Outcome> {
+    let patience = if way.emulator == Emulator::Bochs { SLOW } else { BOOT };
+    let nodes = [node("disk0", way.names[0], way.model, ""), node("disk1", way.names[1], way.model, "")];
+    let variant = lab.unfilled(way.emulator, test, &manifest(&[("system", nodes.concat())]))?;
+    let system = fresh_system(lab, test)?;
+    let repository = variant.write("repository.img", &[])?;
+    debian_disk::copy(&debian_disk::repository(lab.project())?, &repository)?;
+    let mut machine = boot(&variant, way.bus, &[&system, &repository])?;
+    log_in(&mut machine, patience)?;
+    says(&mut machine, "mount -o ro LABEL=repository /mnt && echo mounted", "mounted")?;
+    command(&mut machine, "echo 'deb [trusted=yes] file:/mnt ./' > /etc/apt/sources.list", WORK)?;
+    let install = format!("apt-get -q update && apt-get -q -y install {}", debian_disk::PACKAGE);
+    command(&mut machine, &install, patience)?;
+    says(&mut machine, debian_disk::PACKAGE, "Hello, world!")?;
+    let sum = write_data(&mut machine, mebibytes)?;
+
+    machine.send("reboot\n")?;
+    log_in(&mut machine, patience)?;
+    finds_all(&mut machine, &sum)?;
+    switch_off(&mut machine, patience)?;
+    check_file_system(&system)?;
+    check_data(&system, &sum)?;
+    if way.emulator == Emulator::Bochs {
+        return Ok(Outcome::Passed);
+    }
+
+    let mut machine = Machine::spawn(&plain(lab, &system, way.bus)?)?;
+    log_in(&mut machine, BOOT)?;
+    finds_all(&mut machine, &sum)?;
+    Ok(Outcome::Passed)
+}
+
+/// Two systems live at once from one disk, each with an image of its own for what it changes; one is rolled back.
+fn two_systems(lab: &Lab) -> Result<Outcome> {
+    let over = |image| {
+        let base = format!("format = \"qcow2\"; base = \"disk:{}\";", VIRTIO.names[0]);
+        node("disk0", image, "virtio", &base)
+    };
+    let guests = [("one", over("virtio1")), ("two", over("virtio2"))];
+    let source = manifest(&guests).replace("autostart;", "");
+    let variant = lab.unfilled(Emulator::Qemu, "disks-two-systems", &source)?;
+    let system = fresh_system(lab, "disks-two-systems")?;
+    let before = sum_of(&system)?;
+    let images = ["one.qcow2", "two.qcow2"].map(|name| {
+        let image = variant.write(name, &[])?;
+        let file = File::options().write(true).open(&image).map_err(|e| Error::file("open", &image, &e))?;
+        file.set_len(1 << 30).map_err(|e| Error::file("make", &image, &e))?;
+        Ok::<_, Error>(image)
+    });
+    let [one, two] = images;
+    let (one, two) = (one?, two?);
+    let mut machine = boot(&variant, Bus::Virtio, &[&system, &one, &two])?;
+    machine.expect(MANAGEMENT, BOOT)?;
+    for name in ["one", "two"] {
+        // Where there is no image yet, this makes one.
+        ask(&mut machine, &format!("rollback {name}"), "disk0 is as its base again")?;
+        ask(&mut machine, &format!("start {name}"), &format!(r"\] {name}: starts$"))?;
+    }
+    let mut sums = Vec::new();
+    for (number, name) in [(1, "one"), (2, "two")] {
+        machine.send(&format!("{KEY}{number}"))?;
+        machine.expect(&format!("^-- {name} "), WORK)?;
+        // What it offered before is not shown again.
+        machine.send("\n")?;
+        log_in(&mut machine, BOOT)?;
+        command(&mut machine, &format!("echo {name} > /root/who"), WORK)?;
+        sums.push(write_data(&mut machine, 8)?);
+    }
+    says(&mut machine, "cat /root/who", "two")?;
+    machine.send("poweroff\n")?;
+    machine.expect(r"\] two: powered off$", BOOT)?;
+    machine.send(&format!("{KEY}m"))?;
+    machine.expect(MANAGEMENT, WORK)?;
+    ask(&mut machine, "rollback two", "disk0 is as its base again")?;
+    machine.send(&format!("{KEY}1"))?;
+    machine.expect("^-- one ", WORK)?;
+    // What comes before this answer was there already.
+    command(&mut machine, "true", WORK)?;
+    says(&mut machine, "cat /root/who", "one")?;
+    switch_off(&mut machine, BOOT)?;
+
+    if sum_of(&system)? != before {
+        return Err(Error::failed("the base has changed"));
+    }
+    for (image, sum) in [(&one, Some(&sums[0])), (&two, None)] {
+        // What Peerboot calls the base means nothing to others.
+        let mut rebase = program::command("qemu-img");
+        program::output(rebase.args(["rebase", "-u", "-F", "raw", "-b"]).arg(&system).arg(image))?;
+        let raw = whole(image, "qcow2")?;
+        match sum {
+            Some(sum) => {
+                check_file_system(&raw)?;
+                check_data(&raw, sum)?;
+            }
+            None if sum_of(&raw)? != before => return Err(Error::failed("it was not rolled back")),
+            None => {}
+        }
+        let _ = fs::remove_file(&raw);
+    }
+    Ok(Outcome::Passed)
+}
+
+/// A system in an image of this format, which QEMU's tools made and find without fault afterwards.
+fn image(lab: &Lab, format: &str, tools_name: &str) -> Result<Outcome> {
+    let test = format!("disks-{format}");
+    let disk = node("disk0", VIRTIO.names[0], "virtio", &format!("format = \"{format}\";"));
+    let variant = lab.unfilled(Emulator::Qemu, &test, &manifest(&[("system", disk)]))?;
+    let image = variant.write("system.image", &[])?;
+    let mut convert = program::command("qemu-img");
+    convert.args(["convert", "-f", "raw", "-O", tools_name]);
+    if tools_name == "vpc" {
+        // The size that the disk has, and not one of whole cylinders.
+        convert.args(["-o", "subformat=dynamic,force_size=on"]);
+    }
+    program::output(convert.arg(debian_disk::system(lab.project())?).arg(&image))?;
+    // Room to grow.
+    let file = File::options().write(true).open(&image).map_err(|e| Error::file("open", &image, &e))?;
+    file.set_len(1 << 30).map_err(|e| Error::file("lengthen", &image, &e))?;
+    let mut machine = boot(&variant, Bus::Virtio, &[&image])?;
+    log_in(&mut machine, BOOT)?;
+    let sum = write_data(&mut machine, 64)?;
+    switch_off(&mut machine, BOOT)?;
+    let raw = whole(&image, tools_name)?;
+    check_file_system(&raw)?;
+    check_data(&raw, &sum)?;
+    let _ = fs::remove_file(&raw);
+    Ok(Outcome::Passed)
 }
 
 /// The system boots in plain QEMU by its own boot loader, and lets its disk be as it should.
 fn bare(lab: &Lab) -> Result<Outcome> {
     let system = fresh_system(lab, "disks-bare")?;
     let mut machine = Machine::spawn(&plain(lab, &system, Bus::Virtio)?)?;
-    log_in(&mut machine)?;
+    log_in(&mut machine, BOOT)?;
     says(&mut machine, "cat /etc/debian_version", "12.")?;
     machine.send("poweroff\n")?;
     machine.wait_exit(BOOT)?;
     check_file_system(&system)?;
     Ok(Outcome::Passed)
+}
+
+/// A disk of a guest in a manifest's source.
+fn node(name: &str, disk: &str, model: &str, more: &str) -> String {
+    format!("{name} {{ source = \"disk:{disk}\"; model = \"{model}\"; {more} }};\n")
+}
+
+/// A manifest of guests that start from their disks.
+fn manifest(guests: &[(&str, String)]) -> String {
+    let mut nodes = String::new();
+    for (name, disks) in guests {
+        let _ = writeln!(
+            nodes,
+            "{name} {{ compatible = \"peerboot,guest\"; memory = <0x60000>; boot = \"disk\"; autostart;\n{disks} }};"
+        );
+    }
+    format!("/dts-v1/;\n/ {{ compatible = \"peerboot,manifest-v1\"; chosen {{\n{nodes}}}; }};\n")
+}
+
+/// A machine with this ROM and these disks.
+fn boot(variant: &Variant, bus: Bus, disks: &[&Path]) -> Result<Machine> {
+    let mut spec = variant.spec();
+    spec.disks = disks.iter().map(|file| Disk { file: (*file).to_owned(), bus }).collect();
+    Machine::spawn(&spec)
 }
 
 /// A copy of the system's disk for a test of this name.
@@ -51,26 +251,90 @@ fn plain(lab: &Lab, disk: &Path, bus: Bus) -> Result<Spec> {
 }
 
 /// Logs in at the console in the foreground, to a shell with the prompt that tests know.
-fn log_in(machine: &mut Machine) -> Result<()> {
-    machine.expect("debian login: $", BOOT)?;
+fn log_in(machine: &mut Machine, patience: Duration) -> Result<()> {
+    machine.expect("debian login: $", patience)?;
     machine.send("root\n")?;
-    machine.expect("root@debian:~# $", WORK)?;
-    // Lines that wrap could not be found again.
-    machine.send("stty cols 500; PS1='/ # '\n")?;
+    machine.expect("root@debian:~# $", patience)?;
+    // Lines that wrap, or that the kernel's own get between, could not be found again.
+    machine.send("stty cols 500; dmesg -n 1; PS1='/ # '\n")?;
     machine.expect(PROMPT, WORK).map(drop)
 }
 
-/// A command's output begins with this.
+/// Gives a command at the management prompt, which answers so.
+fn ask(machine: &mut Machine, line: &str, answer: &str) -> Result<()> {
+    machine.send(&format!("{line}\r"))?;
+    machine.expect(answer, WORK).map(drop)
+}
+
+/// The guest switches itself off, and so does the machine.
+fn switch_off(machine: &mut Machine, patience: Duration) -> Result<()> {
+    machine.send("poweroff\n")?;
+    machine.expect("all guests are off", patience)?;
+    machine.wait_exit(WORK).map(drop)
+}
+
+/// A line of a command's output begins with this.
 fn says(machine: &mut Machine, line: &str, expected: &str) -> Result<()> {
-    let said = command(machine, line, WORK)?.join("\n");
-    if said.starts_with(expected) {
+    let said = command(machine, line, WORK)?;
+    if said.iter().any(|line| line.starts_with(expected)) {
         return Ok(());
     }
     Err(Error::failed(format!("`{line}` said {said:?}, expected {expected:?}")))
 }
 
+/// Has the guest write so many mebibytes of data that is not repeated, and gives their SHA-256.
+fn write_data(machine: &mut Machine, mebibytes: u32) -> Result<String> {
+    // Each pass of the cipher costs a guest far less than the kernel's random numbers would.
+    let key = "-K 00112233445566778899aabbccddeeff -iv 0";
+    let data = format!("head -c {mebibytes}M /dev/zero | openssl enc -aes-128-ctr {key}");
+    let data = format!("({data} 2>/dev/null || head -c {mebibytes}M /dev/urandom) > /root/data");
+    command(machine, &format!("{data}; sync"), BOOT)?;
+    let said = command(machine, "sha256sum /root/data | tee /root/sum; sync", BOOT)?.join("");
+    let sum = said.split_whitespace().next().unwrap_or_default();
+    if sum.len() == 64 { Ok(sum.to_owned()) } else { Err(Error::failed(format!("no sum in {said:?}"))) }
+}
+
+/// What was installed and written is there.
+fn finds_all(machine: &mut Machine, sum: &str) -> Result<()> {
+    says(machine, debian_disk::PACKAGE, "Hello, world!")?;
+    says(machine, "cat /root/sum", sum)?;
+    command(machine, "echo 3 > /proc/sys/vm/drop_caches", WORK)?;
+    says(machine, "sha256sum -c /root/sum", "/root/data: OK")
+}
+
+/// The root file system on a disk, as e2fsprogs names it.
+fn root_of(disk: &Path) -> String {
+    format!("{}?offset={}", disk.display(), debian_disk::root_offset())
+}
+
 /// The root file system of a system that was switched off has no fault.
 fn check_file_system(disk: &Path) -> Result<()> {
-    let place = format!("{}?offset={}", disk.display(), debian_disk::root_offset());
-    program::output(program::command("e2fsck").args(["-fn", &place])).map(drop)
+    program::output(program::command("e2fsck").args(["-fn", &root_of(disk)])).map(drop)
+}
+
+/// What the guest wrote is what the disk holds.
+fn check_data(disk: &Path, sum: &str) -> Result<()> {
+    let copy = disk.with_extension("data");
+    let request = format!("dump /root/data {}", copy.display());
+    program::output(program::command("debugfs").args(["-R", &request, &root_of(disk)]))?;
+    let found = sum_of(&copy)?;
+    let _ = fs::remove_file(&copy);
+    if found == sum { Ok(()) } else { Err(Error::failed(format!("the data has {found}, not {sum}"))) }
+}
+
+/// A file's SHA-256.
+fn sum_of(file: &Path) -> Result<String> {
+    let said = program::output(program::command("sha256sum").arg(file))?;
+    Ok(String::from_utf8_lossy(&said).split_whitespace().next().unwrap_or_default().to_owned())
+}
+
+/// The disk in an image that QEMU's tools find no fault with.
+fn whole(image: &Path, format: &str) -> Result<PathBuf> {
+    if format == "qcow2" {
+        program::output(program::command("qemu-img").args(["check", "-f", format]).arg(image))?;
+    }
+    let raw = image.with_extension("raw");
+    let mut convert = program::command("qemu-img");
+    program::output(convert.args(["convert", "-f", format, "-O", "raw"]).arg(image).arg(&raw))?;
+    Ok(raw)
 }

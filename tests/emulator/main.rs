@@ -21,6 +21,7 @@ mod hostile;
 mod lifecycle;
 mod nvme;
 mod other_guests;
+mod power_cuts;
 mod quiet;
 mod scale;
 mod shares;
@@ -93,6 +94,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
     cases.extend(bochs::cases());
     cases.extend(disks::cases());
     cases.extend(host_disks::cases());
+    cases.extend(power_cuts::cases());
     cases.extend(nvme::cases());
     cases.extend(devices::cases());
     cases.extend(virtio::cases());

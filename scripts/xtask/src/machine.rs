@@ -88,6 +88,11 @@ pub struct Disk {
     pub bus: Bus,
 }
 
+impl Disk {
+    /// In place of a file: Debian on a disk, which `scripts/run` makes and keeps.
+    pub const DEBIAN: &str = "debian";
+}
+
 impl FromStr for Disk {
     type Err = String;
 
@@ -104,7 +109,8 @@ impl FromStr for Disk {
                 _ => return Err(format!("{part:?} is none of bus=virtio, bus=nvme, bus=ahci, bus=ata")),
             };
         }
-        if file.is_file() { Ok(Self { file, bus }) } else { Err(format!("no file {}", file.display())) }
+        let known = file.is_file() || file == Path::new(Self::DEBIAN);
+        if known { Ok(Self { file, bus }) } else { Err(format!("no file {}", file.display())) }
     }
 }
 

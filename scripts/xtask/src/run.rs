@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::debian_disk;
 use crate::error::{Error, Result};
 use crate::kvm::{self, Nested};
 use crate::machine::{Disk, Emulator, Firmware, Machine, Spec};
@@ -33,8 +34,8 @@ pub struct Options {
     /// Memory of the emulated machine
     #[arg(long, default_value = "2G", value_name = "SIZE")]
     memory: String,
-    /// Attach a raw disk image; the machine writes to it
-    #[arg(long, value_name = "FILE[,bus=virtio|nvme|ahci|ata]")]
+    /// Attach a raw disk image, or Debian on a disk that is made and kept under build/disks; the machine writes to it
+    #[arg(long, value_name = "FILE|debian[,bus=virtio|nvme|ahci|ata]")]
     disk: Vec<Disk>,
     /// The emulator to boot in
     #[arg(long, value_enum, default_value_t = Emulator::Qemu)]
@@ -83,7 +84,7 @@ pub fn run(project: &Project, options: &Options) -> Result<ExitCode> {
 
     let mut spec = Spec {
         memory: options.memory.clone(),
-        disks: options.disk.clone(),
+        disks: disks(project, &options.disk)?,
         icount: options.icount,
         extra: options.emulator_option.clone(),
         ..Spec::on(emulator, Firmware::Rom(rom))
@@ -115,6 +116,23 @@ pub fn run(project: &Project, options: &Options) -> Result<ExitCode> {
         }
         Wait::TimedOut => Err(Error::failed(format!("no line matched {pattern} in {} s", options.timeout))),
     }
+}
+
+/// The disks that the options name, the one with Debian made where there is none yet.
+fn disks(project: &Project, wanted: &[Disk]) -> Result<Vec<Disk>> {
+    let made = |disk: &Disk| {
+        if disk.file.is_file() || disk.file != Path::new(Disk::DEBIAN) {
+            return Ok(disk.clone());
+        }
+        let file = project.build("disks")?.join("debian.img");
+        if !file.is_file() {
+            let draft = file.with_extension("draft");
+            debian_disk::copy(&debian_disk::system(project)?, &draft)?;
+            std::fs::rename(&draft, &file).map_err(|e| Error::file("rename", &draft, &e))?;
+        }
+        Ok(Disk { file, ..*disk })
+    };
+    wanted.iter().map(made).collect()
 }
 
 fn default_rom(project: &Project, name: &str) -> Result<PathBuf> {
