@@ -1,6 +1,7 @@
 //! A disk that begins as another one each time: what is written is kept in memory, and forgotten.
 //!
-//! An overlay that lasts is an image with a backing: `qcow2::create` makes one, and rolls it back.
+//! An overlay that lasts is an image with a backing: `qcow2::create` makes one, and `qcow2::roll_back`
+//! empties it.
 
 use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_or_zeros};
 use crate::buffer::Buffer;

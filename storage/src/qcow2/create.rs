@@ -1,7 +1,7 @@
 //! Making empty images.
 
 use super::Qcow2Error;
-use super::header::compose;
+use super::header::{Header, UNFINISHED, compose};
 use super::layout::Layout;
 use crate::block::{BlockDevice, BlockError, zero};
 use crate::buffer::Buffer;
@@ -16,8 +16,7 @@ const REFCOUNT_BLOCK: u64 = 2;
 const L1_TABLE: u64 = 3;
 
 /// Makes `file` an empty image of a disk of `size` bytes, which shows `backing` if there is one. Whatever was there
-/// is lost: this also rolls an overlay back. Where the power is lost meanwhile, there is no image until this is done
-/// again.
+/// is lost. Where the power is lost meanwhile, there is no image until this is done again.
 ///
 /// # Errors
 /// There is no room even for that, or it cannot be written.
@@ -44,8 +43,11 @@ pub async fn create(file: &dyn BlockDevice, size: u64, backing: Option<&Base>) -
     }
     let refcounts_at = LAYOUT.start(REFCOUNT_TABLE);
     let header = compose(size, LAYOUT, (l1_at, l1_len), (refcounts_at, 1), backing)?;
-    // Nobody takes what is half done for an image.
-    file.write(0, Buffer::zeroed(512)).await?;
+    let (first, rest) = header.split_at_checked(512).unwrap_or((&header, &[]));
+    // Nobody takes what is half done for an image; but it says what it is to be, if a sector is enough for that.
+    let mut unfinished = if rest.is_empty() { first.to_vec() } else { alloc::vec![0; 512] };
+    put(&mut unfinished, 0, &UNFINISHED.to_be_bytes());
+    file.write(0, Buffer::holding(&unfinished)).await?;
     file.flush().await?;
     zero(file, 512, end.saturating_sub(512)).await?;
     let block_at = LAYOUT.start(REFCOUNT_BLOCK);
@@ -56,7 +58,6 @@ pub async fn create(file: &dyn BlockDevice, size: u64, backing: Option<&Base>) -
     let mut block = alloc::vec![0; ones.len().next_multiple_of(512)];
     put(&mut block, 0, &ones);
     file.write(block_at, Buffer::holding(&block)).await?;
-    let (first, rest) = header.split_at_checked(512).unwrap_or((&header, &[]));
     if !rest.is_empty() {
         file.write(512, Buffer::holding(rest)).await?;
     }
@@ -64,4 +65,15 @@ pub async fn create(file: &dyn BlockDevice, size: u64, backing: Option<&Base>) -
     file.write(0, Buffer::holding(first)).await?;
     file.flush().await?;
     Ok(())
+}
+
+/// Makes the overlay in `file` empty: its disk is what its backing is, and snapshots within it are lost. Where the
+/// power was lost meanwhile, this can be done again.
+///
+/// # Errors
+/// It is no image, or none with a backing, or it cannot be written.
+pub async fn roll_back(file: &dyn BlockDevice) -> Result<(), Qcow2Error> {
+    let (header, _) = Header::read_any(file).await?;
+    let backing = header.backing.ok_or(Qcow2Error::NoOverlay)?;
+    create(file, header.size, Some(&backing)).await
 }

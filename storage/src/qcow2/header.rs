@@ -8,6 +8,8 @@ use crate::image::{Base, QCOW2_MAGIC};
 use alloc::string::String;
 use alloc::vec::Vec;
 
+/// What an image begins with while it is made.
+pub const UNFINISHED: u32 = !QCOW2_MAGIC;
 /// The length of version 2's header, and of version 3's least one, in bytes.
 const LENGTH_2: u32 = 72;
 const LENGTH_3: u32 = 104;
@@ -75,10 +77,19 @@ impl Header {
     /// # Errors
     /// There is none, or it says what cannot be or is not supported.
     pub async fn read(file: &dyn BlockDevice) -> Result<Self, Qcow2Error> {
+        match Self::read_any(file).await? {
+            (header, QCOW2_MAGIC) => Ok(header),
+            (_, UNFINISHED) => Err(Qcow2Error::Unfinished),
+            (_, found) => Err(Qcow2Error::NoHeader(found)),
+        }
+    }
+
+    /// Also of an image that was not finished; and what it begins with.
+    pub(super) async fn read_any(file: &dyn BlockDevice) -> Result<(Self, u32), Qcow2Error> {
         let len = file.geometry().size().min(u64::from(LENGTH_3).saturating_add(8)) as usize;
         let start = read_bytes(file, 0, len).await?;
         let found = be_u32(&start, 0);
-        if found != QCOW2_MAGIC {
+        if found != QCOW2_MAGIC && found != UNFINISHED {
             return Err(Qcow2Error::NoHeader(found));
         }
         let version = be_u32(&start, 4);
@@ -135,7 +146,7 @@ impl Header {
         };
         header.check_tables(be_u32(&start, 56))?;
         header.backing = read_backing(file, &start, length, layout.cluster_size()).await?;
-        Ok(header)
+        Ok((header, found))
     }
 
     /// Whether the tables can be where they are said to be, and are as long as they have to be.

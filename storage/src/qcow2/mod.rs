@@ -15,7 +15,7 @@ mod map;
 mod refcounts;
 
 pub use check::Repaired;
-pub use create::create;
+pub use create::{create, roll_back};
 pub use header::{Compression, Header, Snapshot};
 
 use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_bytes_or_zeros, read_or_zeros, zero};
@@ -56,6 +56,10 @@ pub enum Qcow2Error {
     NoHeader(u32),
     /// Its version is neither 2 nor 3.
     Version(u32),
+    /// The power was lost while it was made or rolled back.
+    Unfinished,
+    /// It stands alone: there is nothing to roll it back to.
+    NoOverlay,
     /// Who wrote it last found it damaged, and said so in it.
     Corrupt,
     /// It uses something that is known, but not supported.
@@ -85,6 +89,10 @@ impl fmt::Display for Qcow2Error {
                 write!(f, "no qcow2 header: it begins with {found:#010x}, expected {QCOW2_MAGIC:#010x}")
             }
             Self::Version(found) => write!(f, "it is qcow2 of version {found}, expected 2 or 3"),
+            Self::Unfinished => {
+                f.write_str("it was being rolled back when the power was lost; do that again")
+            }
+            Self::NoOverlay => f.write_str("it has no backing file that it could be rolled back to"),
             Self::Corrupt => f.write_str("it is marked as corrupt; `qemu-img check -r all` may repair it"),
             Self::Unsupported(what) => write!(f, "it uses {what}, which is not supported"),
             Self::Features(bits) => write!(f, "it uses unknown incompatible features {bits:#x}"),
@@ -419,6 +427,9 @@ impl Qcow2 {
         let numbers = self.layout().clusters(at, into.len() as u64);
         let _claim = self.claims.share(numbers.clone()).await;
         let clusters = self.clusters(numbers).await?;
+        if let [cluster] = clusters.as_slice() {
+            return self.read_from(*cluster, at, into).await;
+        }
         let mut reads: Vec<Reply<'_>> = Vec::new();
         for stretch in self.stretches(at, into.len(), &clusters) {
             let part = stretch.part(into)?;
