@@ -1,6 +1,6 @@
 use super::*;
 use crate::image::Base;
-use crate::testing::{Image, RamDisk, Random, Slow, Tape, pattern, wait};
+use crate::testing::{Image, RamDisk, Random, Slow, Story, Tape, pattern, sector, wait};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -576,17 +576,10 @@ fn batch(image: &dyn BlockDevice, expected: &mut [u8], random: &mut Random) {
     }
 }
 
-/// What the guest of a power cut knows of a sector: what it may read there.
-type Possible = Vec<u32>;
-
-fn sector(id: u32) -> Vec<u8> {
-    id.to_be_bytes().repeat(128)
-}
-
-/// Writes in batches, flushing now and then; then cuts the power at random moments of that, and looks.
+/// Cuts the power of such an image at random moments, and looks.
 fn cut_power(options: &str, backing: Option<Vec<u8>>, snapshot: bool, seed: u64, cuts: u64) {
     // Enough for the refcount table to grow, where that is short.
-    let sectors: u64 = if options.contains("refcount_bits=64") { 6144 } else { 2048 };
+    let sectors = if options.contains("refcount_bits=64") { 6144 } else { 2048 };
     let size = format!("{}k", sectors / 2);
     let base = backing.as_deref().map(Image::holding);
     let made = match &base {
@@ -595,98 +588,38 @@ fn cut_power(options: &str, backing: Option<Vec<u8>>, snapshot: bool, seed: u64,
             create_by_qemu(&format!("{options},backing_file={},backing_fmt=raw", base.path()), &size)
         }
     };
-    let mut possible: Vec<Possible> = vec![vec![0]; sectors as usize];
-    if let Some(content) = &backing {
-        for (sector, possible) in content.chunks(512).zip(&mut possible) {
-            *possible = vec![u32::from_be_bytes(sector[..4].try_into().unwrap())];
-        }
+    let mut before = vec![0; sectors];
+    for (sector, before) in backing.iter().flat_map(|content| content.chunks(512)).zip(&mut before) {
+        *before = u32::from_be_bytes(sector[..4].try_into().unwrap());
     }
     if snapshot {
         made.qemu_io(&["write -P 0 0 600k", "write -z 640k 64k"]);
         made.qemu_img(&["snapshot", "-q", "-c", "kept"]);
-        possible[..1200].fill(vec![0]);
-        possible[1280..1408].fill(vec![0]);
+        before[..1200].fill(0);
+        before[1280..1408].fill(0);
     }
     let backing = backing.map(|content| disk(content) as Arc<dyn BlockDevice>);
     let mut bytes = made.bytes();
     // What nobody has written may look like anything, also like tables.
     bytes.resize(8 * MIB, if seed.is_multiple_of(2) { 0xdd } else { 0 });
-    let tape = Arc::new(Tape::new(bytes));
+    let story =
+        Story::of(bytes, &before, seed, &|file| Arc::new(wait(Qcow2::open(file, backing.clone())).unwrap()));
     let mut random = Random(seed);
-    // What may be read after the events up to each of these.
-    let mut story: Vec<(usize, Vec<Possible>)> = vec![(0, possible.clone())];
-    {
-        let slow = Arc::new(Slow::new(Arc::clone(&tape) as Arc<dyn BlockDevice>, seed));
-        let image = wait(Qcow2::open(slow, backing.clone())).unwrap();
-        let mut id = 10_000;
-        // What was written last, where nothing was discarded since.
-        let mut now: Vec<Option<u32>> = vec![None; sectors as usize];
-        for _ in 0..12 {
-            let mut replies: Vec<Reply<'_>> = Vec::new();
-            let mut start = random.below(200);
-            while start < sectors {
-                let most = [4, 4, 200][random.below(3) as usize];
-                let len = (1 + random.below(most)).min(sectors - start);
-                let range = start as usize..(start + len) as usize;
-                match random.below(6) {
-                    0 => {
-                        replies.push(image.write_zeroes(start * 512, len * 512));
-                        possible[range.clone()].iter_mut().for_each(|known| known.push(0));
-                        now[range].fill(Some(0));
-                    }
-                    1 => {
-                        replies.push(image.discard(start * 512, len * 512));
-                        possible[range.clone()].iter_mut().for_each(|known| known.push(0));
-                        now[range].fill(None);
-                    }
-                    _ => {
-                        id += 1;
-                        let content = sector(id).repeat(range.len());
-                        replies.push(image.write(start * 512, Buffer::holding(&content)));
-                        possible[range.clone()].iter_mut().for_each(|known| known.push(id));
-                        now[range].fill(Some(id));
-                    }
-                }
-                start += len + random.below(300);
-            }
-            // From now on there may be what is being written.
-            story.push((tape.events(), possible.clone()));
-            wait(join::all(replies)).unwrap();
-            if random.below(2) == 0 {
-                wait(image.flush()).unwrap();
-                for (known, now) in possible.iter_mut().zip(&now) {
-                    *known = now.map_or(core::mem::take(known), |now| vec![now]);
-                }
-                story.push((tape.events(), possible.clone()));
-            }
-        }
-        wait(image.flush()).unwrap();
-    }
     for _ in 0..cuts {
-        let at = random.below(tape.events() as u64 + 1) as usize;
-        let bytes = tape.cut(at, &mut random);
-        let what = format!("{options}, seed {seed}, cut at {at} of {}", tape.events());
+        let cut = story.cut(&mut random);
+        let what = format!("{options}, seed {seed}");
         if random.below(10) == 0 {
-            assert_at_most_leaks(&bytes, &what);
+            assert_at_most_leaks(&cut.file.bytes(), &what);
         }
-        let file = disk(bytes);
-        let image = open(&file, backing.clone()).unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert_eq!((image.repaired().uncounted, image.repaired().flags), (0, 0), "{what}");
-        // What may be there is what could be before the last of the story that the cut came behind.
-        let told = story.iter().rposition(|(events, _)| *events <= at).unwrap();
-        let (_, known) = &story[told];
-        let content = read_all(&image);
-        for (number, (sector, known)) in content.chunks(512).zip(known).enumerate() {
-            let found = u32::from_be_bytes(sector[..4].try_into().unwrap());
-            assert!(sector.chunks(4).all(|word| word == &sector[..4]), "{what}: sector {number} is torn");
-            assert!(known.contains(&found), "{what}: sector {number} has {found}, not one of {known:?}");
-        }
+        let image = open(&cut.file, backing.clone()).unwrap_or_else(|e| panic!("{what}, {}: {e}", cut.what));
+        assert_eq!((image.repaired().uncounted, image.repaired().flags), (0, 0), "{what}, {}", cut.what);
+        cut.check(&image, &what);
         // And it goes on.
         write(&image, 0, &sector(7));
         wait(image.flush()).unwrap();
         drop(image);
         if random.below(10) == 0 {
-            assert_clean(&file.bytes(), &what);
+            assert_clean(&cut.file.bytes(), &what);
         }
     }
 }

@@ -13,6 +13,8 @@ mod file_system;
 #[cfg(test)]
 mod image;
 #[cfg(test)]
+mod power;
+#[cfg(test)]
 mod tape;
 
 use crate::block::{BlockDevice, BlockError, Geometry, Reply};
@@ -24,6 +26,8 @@ use core::task::{Context, Poll, Waker};
 pub use file_system::{Scratch, mke2fs, mkfs_vfat, run};
 #[cfg(test)]
 pub use image::Image;
+#[cfg(test)]
+pub use power::{Story, sector};
 use spin::Mutex;
 use std::boxed::Box;
 use std::vec::Vec;

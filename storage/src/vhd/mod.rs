@@ -6,8 +6,10 @@ mod header;
 
 use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_bytes, read_or_zeros};
 use crate::buffer::Buffer;
+use crate::join;
 use crate::lock::Lock;
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
@@ -28,6 +30,8 @@ const LAST_WORD: usize = SECTOR as usize / 4 - 1;
 const LARGEST_BLOCK: u32 = 256 << 20;
 /// Zeros are written in pieces of at most so many bytes.
 const ZEROS: u64 = 64 << 10;
+/// So many bitmaps wait for a flush, those of 512 MiB in the usual blocks.
+const MOST_MARKED: usize = 256;
 /// The longest block table, for 2 TiB in the usual blocks.
 const MOST_BLOCKS: u32 = 1 << 20;
 
@@ -105,6 +109,8 @@ struct Sparse {
     table: Mutex<Vec<u32>>,
     /// Where the next block goes, and the footer lies now.
     end: AtomicU64,
+    /// Bitmaps of an image with a parent that are not written yet, by their places.
+    marked: Mutex<BTreeMap<u64, Vec<u8>>>,
     /// Blocks are allocated and bitmaps changed by one at a time.
     writing: Lock,
 }
@@ -239,7 +245,8 @@ impl Sparse {
             return Err(VhdError::Field { name: "the last block's end", found: end });
         }
         let (table, end) = (Mutex::new(table), AtomicU64::new(end));
-        Ok(Self { parent, table_at, block_size, bitmap_size, table, end, writing: Lock::default() })
+        let (marked, writing) = (Mutex::default(), Lock::default());
+        Ok(Self { parent, table_at, block_size, bitmap_size, table, end, marked, writing })
     }
 
     /// Where the bitmap of the block with this number begins.
@@ -287,11 +294,13 @@ impl Sparse {
         piece: &Piece,
         buffer: Buffer,
     ) -> Result<(), BlockError> {
+        // First the bitmap: what it has then is written already.
+        let bitmap = match self.parent {
+            None => None,
+            Some(_) => Some(self.read_bitmap(file, place).await?),
+        };
         file.read(self.data(place, piece.within), buffer.clone()).await?;
-        if self.parent.is_none() {
-            return Ok(());
-        }
-        let bitmap = self.read_bitmap(file, place).await?;
+        let Some(bitmap) = bitmap else { return Ok(()) };
         for (offset, number) in (0..piece.len).step_by(SECTOR as usize).zip(piece.within / SECTOR..) {
             if !is_set(&bitmap, number) {
                 let at = piece.at.saturating_add(offset as u64);
@@ -400,20 +409,56 @@ impl Sparse {
         Ok(())
     }
 
-    /// Marks sectors of a block as this image's own.
+    /// Marks sectors of a block as this image's own: in memory, for their bytes have to be safe first.
     async fn mark(&self, file: &dyn BlockDevice, place: u64, piece: &Piece) -> Result<(), BlockError> {
         let mut bitmap = self.read_bitmap(file, place).await?;
         let first = piece.within / SECTOR;
+        let mut news = false;
         for number in first..first.saturating_add(piece.len as u64 / SECTOR) {
             let byte = usize::try_from(number / 8).ok().and_then(|byte| bitmap.get_mut(byte));
             if let Some(byte) = byte {
-                *byte |= 0x80 >> (number % 8);
+                let bit = 0x80 >> (number % 8);
+                news |= *byte & bit == 0;
+                *byte |= bit;
             }
         }
-        file.write(place, Buffer::holding(&bitmap)).await
+        if !news {
+            return Ok(());
+        }
+        let marked = {
+            let mut marked = self.marked.lock();
+            marked.insert(place, bitmap);
+            marked.len()
+        };
+        if marked > MOST_MARKED { self.write_marks(file).await } else { Ok(()) }
+    }
+
+    /// Writes the bitmaps that are in memory, between two flushes. The caller alone changes them.
+    async fn write_marks(&self, file: &dyn BlockDevice) -> Result<(), BlockError> {
+        file.flush().await?;
+        let marked = self.marked.lock().clone();
+        let writes = marked.iter().map(|(place, bitmap)| file.write(*place, Buffer::holding(bitmap)));
+        join::all(writes.collect()).await?;
+        file.flush().await?;
+        self.marked.lock().clear();
+        Ok(())
+    }
+
+    /// Makes what has ended safe.
+    async fn flush(&self, file: &dyn BlockDevice) -> Result<(), BlockError> {
+        let marked = !self.marked.lock().is_empty();
+        if marked {
+            let _one = self.writing.hold().await;
+            return self.write_marks(file).await;
+        }
+        file.flush().await
     }
 
     async fn read_bitmap(&self, file: &dyn BlockDevice, place: u64) -> Result<Vec<u8>, BlockError> {
+        let marked = self.marked.lock().get(&place).cloned();
+        if let Some(bitmap) = marked {
+            return Ok(bitmap);
+        }
         read_bytes(file, place, usize::try_from(self.bitmap_size).unwrap_or(usize::MAX)).await
     }
 
@@ -474,7 +519,10 @@ impl BlockDevice for Vhd {
     }
 
     fn flush(&self) -> Reply<'_> {
-        self.file.flush()
+        match &self.sparse {
+            None => self.file.flush(),
+            Some(sparse) => Box::pin(sparse.flush(&*self.file)),
+        }
     }
 
     fn discard(&self, _at: u64, _len: u64) -> Reply<'_> {

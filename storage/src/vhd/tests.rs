@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Image, RamDisk, pattern, wait};
+use crate::testing::{Image, RamDisk, Random, Story, pattern, sector, wait};
 
 const MIB: usize = 1 << 20;
 
@@ -141,6 +141,7 @@ fn a_child_shows_its_parent_where_it_has_nothing_of_its_own() {
         expected[at..at + len].copy_from_slice(&bytes);
     }
     assert_eq!(read(&child, 0, expected.len()), expected);
+    wait(child.flush()).unwrap();
     assert_eq!(parent_file.bytes(), before, "the parent stays as it was");
     let again = disk(file.bytes());
     assert_eq!(read(&open(&again, Some(named.clone())).unwrap(), 0, expected.len()), expected);
@@ -172,6 +173,34 @@ fn every_damage_is_named() {
     assert!(error(&[1536, 1537, 1538, 1539]).contains("block's"), "{}", error(&[1536]));
     let small = Arc::new(RamDisk::new(4096, vec![0; 4096]));
     assert_eq!(open(&small, None).err(), Some(VhdError::BlockSize(4096)));
+}
+
+#[test]
+fn a_loss_of_power_loses_nothing_that_was_flushed() {
+    const SECTORS: usize = 16384;
+    let base: Vec<u8> = (1..=SECTORS as u32).flat_map(sector).collect();
+    let mut fixed = disk(create("fixed")).bytes();
+    fixed[..base.len()].copy_from_slice(&base);
+    let parent = Arc::new(open(&disk(fixed), None).unwrap());
+    let named = Parent { id: parent.id(), disk: Arc::clone(&parent) as Arc<dyn BlockDevice> };
+    for seed in 0..3 {
+        let mut dynamic = create("dynamic");
+        dynamic.resize(14 * MIB, if seed == 0 { 0 } else { 0xdd });
+        let below: Vec<u32> = (1..=SECTORS as u32).collect();
+        let cases = [
+            ("dynamic", dynamic, vec![0; SECTORS], None),
+            ("differing", differing(parent.id()), below, Some(named.clone())),
+        ];
+        for (what, bytes, before, parent) in cases {
+            let open = |file| Arc::new(wait(Vhd::open(file, parent.clone())).unwrap());
+            let story = Story::of(bytes, &before, seed, &|file| open(file));
+            let mut random = Random(seed);
+            for _ in 0..15 {
+                let cut = story.cut(&mut random);
+                cut.check(&*open(Arc::clone(&cut.file) as Arc<dyn BlockDevice>), what);
+            }
+        }
+    }
 }
 
 proptest::proptest! {
