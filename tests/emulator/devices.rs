@@ -76,10 +76,10 @@ fn list(lab: &Lab) -> Result<Outcome> {
     let log = [
         r"PCI 00:04\.0 1af4:1001 SCSI controller, virtio-blk, MSI-X$",
         r"PCI 01:00\.0 1b36:0010 NVMe controller, nvme, MSI-X$",
-        r"disk: virtio-blk 00:04\.0/0, serial first, 64 MiB in blocks of 512, MBR with 1 partition\(s\), 1$",
+        r"disk: virtio0\.0 at pci:00:04\.0, serial first, 64 MiB in blocks of 512, MBR with 1 partition\(s\), 1$",
         // Its table counts in blocks of 512.
-        r"disk: virtio-blk 00:05\.0/0, serial second, 20 MiB in blocks of 4096, ",
-        r"disk: nvme 01:00\.0/1, QEMU NVMe Ctrl, serial third, 33 MiB in blocks of 512, MBR with 1 partition\(s\), 1$",
+        r"disk: virtio1\.0 at pci:00:05\.0, serial second, 20 MiB in blocks of 4096, ",
+        r"disk: nvme0\.1 at pci:01:00\.0, QEMU NVMe Ctrl, serial third, 33 MiB in blocks of 512, MBR with 1 partition\(s\), 1$",
     ];
     said(&machine, &log)?;
     manage(&mut machine, "devices", r"^PCI 00:00\.0 8086:29c0 host bridge$")?;
@@ -88,7 +88,7 @@ fn list(lab: &Lab) -> Result<Outcome> {
         r"^PCI 00:06\.0 1b36:000c PCI bridge$",
         r"^PCI 00:1f\.3 8086:2930 SMBus controller$",
         r"^PCI 01:00\.0 1b36:0010 NVMe controller, nvme, MSI-X$",
-        r"^disk: virtio-blk 00:04\.0/0, serial first, ",
+        r"^disk: virtio0\.0 at pci:00:04\.0, serial first, ",
     ] {
         machine.expect(line, ANSWER)?;
     }
@@ -106,7 +106,7 @@ fn line_interrupt(lab: &Lab) -> Result<Outcome> {
         &machine,
         &[
             r"PCI 00:04\.0 1af4:1001 SCSI controller, virtio-blk, INTx \(IRQ \d+\) and polled$",
-            r"disk: virtio-blk 00:04\.0/0, serial lined, 64 MiB in blocks of 512, MBR with 1 partition",
+            r"disk: virtio0\.0 at pci:00:04\.0, serial lined, 64 MiB in blocks of 512, MBR with 1 partition",
         ],
     )
 }
@@ -122,7 +122,7 @@ fn bochs(lab: &Lab) -> Result<Outcome> {
         &machine,
         &[
             r"PCI 00:01\.1 8086:7010 IDE controller, ata, ISA interrupts$",
-            r"disk: ata 00:01\.1/0, .* 3\d MiB in blocks of 512, MBR with 1 partition\(s\), 1$",
+            r"disk: ata0\.0 at pci:00:01\.1, .* 3\d MiB in blocks of 512, MBR with 1 partition\(s\), 1$",
         ],
     )?;
     manage(&mut machine, "devices", r"^PCI 00:00\.0 8086:1237 host bridge$")?;

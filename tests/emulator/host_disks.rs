@@ -110,10 +110,10 @@ fn qemu(lab: &Lab) -> Result<Outcome> {
         r"nvme, MSI-X$",
         r"ahci, MSI$",
         r"ata, ISA interrupts$",
-        r#"disk: nvme .*, 34 MiB in blocks of 512, GPT with 2 partition\(s\), 1 "on-nvme", 2 "copy""#,
-        r#"disk: ahci .*/0, QEMU HARDDISK, .*, 34 MiB .*, GPT with 2 partition\(s\), 1 "on-ahci", 2 "copy""#,
-        r#"disk: ata .*/0, QEMU HARDDISK, .*, 34 MiB .*, GPT with 2 partition\(s\), 1 "on-ata", 2 "copy""#,
-        r"disk: nvme .*, serial large-blocks, 34 MiB in blocks of 4096, ",
+        r#"disk: nvme.*, 34 MiB in blocks of 512, GPT with 2 partition\(s\), 1 "on-nvme", 2 "copy""#,
+        r#"disk: ahci\d\.0 at .*, QEMU HARDDISK, .*, 34 MiB .*, GPT with 2 partition\(s\), 1 "on-ahci", 2 "copy""#,
+        r#"disk: ata\d\.0 at .*, QEMU HARDDISK, .*, 34 MiB .*, GPT with 2 partition\(s\), 1 "on-ata", 2 "copy""#,
+        r"disk: nvme.*, serial large-blocks, 34 MiB in blocks of 4096, ",
     ];
     copies(&spec, &disks, &log)
 }
@@ -131,9 +131,9 @@ fn bochs(lab: &Lab) -> Result<Outcome> {
     spec.disks.extend(disks.iter().map(|disk| Disk { file: disk.image.clone(), bus: Bus::Ata }));
     let log = [
         r"ata, ISA interrupts$",
-        r#"disk: ata .*/0, .*, GPT with 2 partition\(s\), 1 "master", 2 "copy""#,
-        r#"disk: ata .*/1, .*, GPT with 2 partition\(s\), 1 "slave", 2 "copy""#,
-        r#"disk: ata .*/2, .*, GPT with 2 partition\(s\), 1 "second", 2 "copy""#,
+        r#"disk: ata\d\.0 at .*, .*, GPT with 2 partition\(s\), 1 "master", 2 "copy""#,
+        r#"disk: ata\d\.1 at .*, .*, GPT with 2 partition\(s\), 1 "slave", 2 "copy""#,
+        r#"disk: ata\d\.2 at .*, .*, GPT with 2 partition\(s\), 1 "second", 2 "copy""#,
     ];
     copies(&spec, &disks, &log)
 }

@@ -2,8 +2,13 @@
 
 use super::service::{self, block_on};
 use crate::{info, warn};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
+use core::future::{Future, poll_fn};
+use core::task::Poll;
 use drivers::Disk;
 use drivers::pci::Address;
 use spin::Once;
@@ -13,10 +18,10 @@ static DISKS: Once<Vec<FoundDisk>> = Once::new();
 
 /// A disk of this machine's.
 pub struct FoundDisk {
+    /// Its controller's kind and number among those of this kind, as in `nvme0`.
+    pub controller: String,
     /// Its controller's place.
     pub address: Address,
-    /// Its driver's name.
-    pub driver: &'static str,
     /// The disk.
     pub disk: Disk,
     /// How it is divided, or why that is not known.
@@ -28,28 +33,56 @@ pub fn disks() -> &'static [FoundDisk] {
     DISKS.get().map_or(&[], |disks| disks)
 }
 
-/// Asks all drivers for their disks, and reads their partition tables.
+/// Asks all drivers for their disks, and reads all partition tables at once.
 pub fn find() {
-    let mut found = Vec::new();
+    let (mut found, mut kinds) = (Vec::new(), Vec::new());
     for running in service::running() {
-        for disk in running.driver.disks() {
-            let partitions = block_on(PartitionTable::read(&*disk.device));
-            let address = running.function.address();
-            let disk = FoundDisk { address, driver: running.driver.name(), disk, partitions };
-            info!("{disk}");
-            for problem in disk.partitions.iter().flat_map(|table| &table.problems) {
-                warn!("{} {}: {problem}", disk.driver, disk.address);
-            }
-            found.push(disk);
+        // virtio-blk is called as the manifest calls it.
+        let kind = running.driver.name().split('-').next().unwrap_or_default();
+        let number = kinds.iter().filter(|other| **other == kind).count();
+        kinds.push(kind);
+        let address = running.function.address();
+        let disks = running.driver.disks().into_iter();
+        found.extend(disks.map(|disk| (format!("{kind}{number}"), address, disk)));
+    }
+    let tables = found.iter().map(|(.., disk)| PartitionTable::read(&*disk.device));
+    let tables = block_on(all(tables.collect()));
+    let found: Vec<FoundDisk> = found
+        .into_iter()
+        .zip(tables)
+        .map(|((controller, address, disk), partitions)| FoundDisk { controller, address, disk, partitions })
+        .collect();
+    for disk in &found {
+        info!("{disk}");
+        for problem in disk.partitions.iter().flat_map(|table| &table.problems) {
+            warn!("{}.{}: {problem}", disk.controller, disk.disk.unit);
         }
     }
     DISKS.call_once(|| found);
 }
 
+/// What comes of all these, which go on at once.
+async fn all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
+    let mut waiting: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    let mut done: Vec<Option<T>> = waiting.iter().map(|_| None).collect();
+    poll_fn(move |context| {
+        for (future, done) in waiting.iter_mut().zip(&mut done).filter(|(_, done)| done.is_none()) {
+            if let Poll::Ready(value) = future.as_mut().poll(context) {
+                *done = Some(value);
+            }
+        }
+        if done.iter().any(Option::is_none) {
+            return Poll::Pending;
+        }
+        Poll::Ready(done.drain(..).flatten().collect())
+    })
+    .await
+}
+
 impl fmt::Display for FoundDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let geometry = self.disk.device.geometry();
-        write!(f, "disk: {} {}/{}", self.driver, self.address, self.disk.unit)?;
+        write!(f, "disk: {}.{} at pci:{}", self.controller, self.disk.unit, self.address)?;
         if !self.disk.model.is_empty() {
             write!(f, ", {}", Plain(&self.disk.model))?;
         }
@@ -89,6 +122,29 @@ impl fmt::Display for Plain<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::pin::pin;
+    use core::sync::atomic::{AtomicUsize, Ordering};
+    use core::task::{Context, Waker};
+
+    #[test]
+    fn what_waits_keeps_nothing_else_waiting() {
+        static ASKED: AtomicUsize = AtomicUsize::new(0);
+        // The first is ready when it is asked for the third time, the second for the first time.
+        let futures = [3, 1].map(|times| {
+            let mut left = times;
+            poll_fn(move |_| {
+                ASKED.fetch_add(1, Ordering::Relaxed);
+                left -= 1;
+                if left == 0 { Poll::Ready(times) } else { Poll::Pending }
+            })
+        });
+        let mut all = pin!(all(futures.into()));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(all.as_mut().poll(&mut context).is_pending());
+        assert!(all.as_mut().poll(&mut context).is_pending());
+        assert_eq!(all.as_mut().poll(&mut context), Poll::Ready(vec![3, 1]));
+        assert_eq!(ASKED.load(Ordering::Relaxed), 4, "who is ready is not asked again");
+    }
 
     #[test]
     fn what_disks_say_moves_no_terminal() {

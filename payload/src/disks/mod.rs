@@ -7,7 +7,7 @@ mod open;
 mod room;
 mod write_through;
 
-use crate::devices::disks::disks as found;
+use crate::devices::disks::{FoundDisk, disks as found};
 use crate::devices::service::block_on;
 use crate::host::memory::FrameAllocator;
 use crate::info;
@@ -50,26 +50,13 @@ static GUESTS: Mutex<Vec<Arc<Guest>>> = Mutex::new(Vec::new());
 
 /// What the machine's disks are known by.
 fn machine_disks() -> Vec<Names> {
-    let mut controllers: Vec<(&str, _)> = Vec::new();
-    found()
-        .iter()
-        .map(|disk| {
-            let controller = (disk.driver, disk.address);
-            if !controllers.contains(&controller) {
-                controllers.push(controller);
-            }
-            let of_kind = controllers.iter().filter(|(driver, _)| *driver == disk.driver);
-            let number = of_kind.take_while(|one| **one != controller).count();
-            // virtio-blk is called as the manifest calls it.
-            let kind = disk.driver.split('-').next().unwrap_or_default();
-            Names {
-                controller: format!("{kind}{number}"),
-                unit: disk.disk.unit,
-                function: format!("{}", disk.address),
-                serial: disk.disk.serial.clone(),
-            }
-        })
-        .collect()
+    let names = |disk: &FoundDisk| Names {
+        controller: disk.controller.clone(),
+        unit: disk.disk.unit,
+        function: format!("{}", disk.address),
+        serial: disk.disk.serial.clone(),
+    };
+    found().iter().map(names).collect()
 }
 
 /// What a guest starts from.
