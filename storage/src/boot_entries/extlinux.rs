@@ -1,6 +1,6 @@
 //! `extlinux.conf` and `syslinux.cfg`, as SYSLINUX and U-Boot read them.
 
-use super::{BootDisk, Entry, Findings, Image, Source, Volume, join};
+use super::{BootDisk, Entry, Findings, Image, MOST_ENTRIES, MOST_RAMDISKS, Source, Volume, join};
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,8 +16,12 @@ const PLACES: [&str; 8] = [
     "/extlinux.conf",
     "/syslinux.cfg",
 ];
-/// How many files one configuration may include.
-const MOST_INCLUDES: usize = 32;
+/// How many files one configuration may include, how many lines may wait to be read, and how long each may be.
+const MOST_INCLUDES: usize = 8;
+const MOST_LINES: usize = 1 << 12;
+const LONGEST_LINE: usize = 4 << 10;
+/// How many bytes the values of all labels may have.
+const MOST_BYTES: usize = 256 << 10;
 
 /// A label, as far as it was read.
 #[derive(Default)]
@@ -38,6 +42,8 @@ struct Configuration {
     menu_default: Option<usize>,
     /// What kernels get that have nothing of their own.
     arguments: String,
+    /// The length of all values so far.
+    len: usize,
 }
 
 /// Looks on all partitions.
@@ -58,7 +64,8 @@ async fn read(volume: &Volume, path: &str, text: String, findings: &mut Findings
     let base = path.rsplit_once('/').map_or("", |(base, _)| base);
     let mut configuration = Configuration::default();
     // Lines that are still to be read, the next one last.
-    let mut lines: Vec<String> = text.lines().rev().map(str::to_owned).collect();
+    let mut lines: Vec<String> = Vec::new();
+    push_reversed(&mut lines, &text);
     let mut includes = 0_usize;
     while let Some(line) = lines.pop() {
         let (key, value) = split(&line);
@@ -76,10 +83,18 @@ async fn read(volume: &Volume, path: &str, text: String, findings: &mut Findings
             break;
         }
         if let Some(text) = volume.text(&included, findings).await {
-            lines.extend(text.lines().rev().map(str::to_owned));
+            push_reversed(&mut lines, &text);
         }
     }
     configuration
+}
+
+/// Adds a file's lines to those that are still to be read; what is nobody's is left out.
+fn push_reversed(lines: &mut Vec<String>, text: &str) {
+    let room = MOST_LINES.saturating_sub(lines.len());
+    let own = || text.lines().filter(|line| !line.trim().is_empty() && line.len() <= LONGEST_LINE);
+    let first: Vec<&str> = own().take(room).collect();
+    lines.extend(first.into_iter().rev().map(str::to_owned));
 }
 
 /// The first word of a line, and the rest.
@@ -97,7 +112,15 @@ impl Configuration {
         };
         let key = key.to_ascii_lowercase();
         let number = self.labels.len().checked_sub(1);
+        self.len = self.len.saturating_add(value.len());
+        if self.len > MOST_BYTES {
+            return;
+        }
         match (key.as_str(), self.labels.last_mut()) {
+            // What would follow belongs to a label that is not there.
+            ("label", _) if number.is_some_and(|last| last >= MOST_ENTRIES.saturating_sub(1)) => {
+                self.len = usize::MAX
+            }
             ("label", _) => self.labels.push(Label { name: value.to_owned(), ..Label::default() }),
             ("default" | "ontimeout", _) if self.default.is_none() || key == "default" => {
                 self.default = Some(value.to_owned());
@@ -115,7 +138,8 @@ impl Configuration {
 }
 
 fn list(value: &str) -> Vec<String> {
-    value.split(',').map(str::trim).filter(|path| !path.is_empty()).map(str::to_owned).collect()
+    let paths = value.split(',').map(str::trim).filter(|path| !path.is_empty());
+    paths.take(MOST_RAMDISKS.saturating_add(1)).map(str::to_owned).collect()
 }
 
 /// Makes entries of the labels that have a kernel.
@@ -143,10 +167,8 @@ fn add(configuration: Configuration, volume: &Volume, index: usize, path: &str, 
             }
         }
         let is_default = configuration.default.as_deref() == Some(label.name.as_str());
-        if is_default || (configuration.menu_default == Some(number) && default.is_none()) {
-            default = Some(entries.len());
-        }
-        entries.push(Entry {
+        let place = entries.len();
+        let entry = Entry {
             title: label.title.unwrap_or_else(|| label.name.clone()),
             id: label.name,
             source: Source::Extlinux,
@@ -155,7 +177,12 @@ fn add(configuration: Configuration, volume: &Volume, index: usize, path: &str, 
             kernel: image(&kernel),
             ramdisks: ramdisks.iter().map(image).collect(),
             arguments: arguments.join(" "),
-        });
+        };
+        findings.push(volume, &mut entries, entry);
+        let is_first = configuration.menu_default == Some(number) && default.is_none();
+        if entries.len() > place && (is_default || is_first) {
+            default = Some(place);
+        }
     }
     findings.add(entries, default.unwrap_or(0));
 }

@@ -1,6 +1,9 @@
 //! The Boot Loader Specification (UAPI.1): entries of type 1 and unified kernel images, in the order of systemd-boot.
 
-use super::{BootDisk, Entry, Findings, Image, Source, Volume, unified, version};
+use super::{
+    BootDisk, Entry, Findings, Image, LONGEST_ENTRY, MOST_ENTRIES, MOST_RAMDISKS, Source, Volume, unified,
+    version,
+};
 use crate::files::FileError;
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -19,6 +22,12 @@ struct Sortable {
 }
 
 impl Sortable {
+    /// The length of what its place hangs on.
+    fn len(&self) -> usize {
+        let key = self.sort_key.as_ref().map_or(0, String::len);
+        key.saturating_add(self.machine.len()).saturating_add(self.version.len())
+    }
+
     fn compare(&self, other: &Self) -> Ordering {
         let keyed = match (&self.sort_key, &other.sort_key) {
             (Some(own), Some(others)) => own
@@ -42,14 +51,14 @@ pub async fn find(disk: &BootDisk, findings: &mut Findings) {
             let path = format!("/loader/entries/{name}");
             let Some(text) = volume.text(&path, findings).await else { continue };
             match parse(&text, &path, &name, index, volume.number()) {
-                Ok(entry) => insert(&mut found, entry),
+                Ok(entry) => insert(&mut found, entry, volume, findings),
                 Err(why) => findings.remark(volume, &path, why),
             }
         }
         for name in volume.names("/EFI/Linux", ".efi", findings).await {
             let path = format!("/EFI/Linux/{name}");
             match unify(volume, index, &path, &name).await {
-                Ok(Some(entry)) => insert(&mut found, entry),
+                Ok(Some(entry)) => insert(&mut found, entry, volume, findings),
                 Ok(None) => findings.remark(volume, &path, "no unified kernel image for x86-64"),
                 Err(error) => findings.remark(volume, &path, &error.to_string()),
             }
@@ -71,7 +80,11 @@ pub async fn find(disk: &BootDisk, findings: &mut Findings) {
 }
 
 /// Puts an entry behind those that come before it.
-fn insert(found: &mut Vec<Sortable>, entry: Sortable) {
+fn insert(found: &mut Vec<Sortable>, entry: Sortable, volume: &Volume, findings: &mut Findings) {
+    if found.len() >= MOST_ENTRIES || !entry.entry.is_short() || entry.len() > LONGEST_ENTRY {
+        findings.remark(volume, &entry.entry.path, "it is too long, or one of too many, and left out");
+        return;
+    }
     let place = found.partition_point(|other| other.compare(&entry) != Ordering::Greater);
     found.insert(place, entry);
 }
@@ -113,6 +126,7 @@ fn parse(
     let image = |path: &str| Image { volume, path: super::join("/", path), section: None };
     let kernel = value("linux").ok_or("it names no kernel (linux)")?;
     let version = value("version").unwrap_or_default();
+    let ramdisks = values("initrd").flat_map(str::split_ascii_whitespace);
     let entry = Entry {
         title: value("title").unwrap_or_else(|| id.clone()),
         id,
@@ -120,7 +134,7 @@ fn parse(
         partition,
         path: path.to_owned(),
         kernel: image(&kernel),
-        ramdisks: values("initrd").flat_map(str::split_ascii_whitespace).map(image).collect(),
+        ramdisks: ramdisks.take(MOST_RAMDISKS.saturating_add(1)).map(image).collect(),
         arguments: values("options").collect::<Vec<_>>().join(" "),
     };
     let machine = value("machine-id").unwrap_or_default();

@@ -22,12 +22,23 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+// A disk is its guest's to write, and what is read of it is in the memory of all: everything has a bound.
+
+/// How many file systems are looked at.
+const MOST_VOLUMES: usize = 16;
+/// How many blocks their journals may have in newer versions, all together.
+const MOST_WEIGHT: usize = 1 << 15;
 /// The longest configuration file in bytes.
-const LONGEST_TEXT: usize = 1 << 20;
+const LONGEST_TEXT: usize = 128 << 10;
 /// How many entries are listed.
-const MOST_ENTRIES: usize = 256;
-/// How many remarks are kept.
-const MOST_REMARKS: usize = 64;
+const MOST_ENTRIES: usize = 128;
+/// How many bytes an entry's texts may have; Linux takes arguments of 2047.
+const LONGEST_ENTRY: usize = 6 << 10;
+/// How many ramdisks an entry may have.
+const MOST_RAMDISKS: usize = 32;
+/// How many remarks are kept, and how many letters of each.
+const MOST_REMARKS: usize = 32;
+const LONGEST_REMARK: usize = 256;
 /// Ramdisks are read in pieces of so many bytes.
 const STEP: u64 = 1 << 20;
 /// What several ramdisks are padded to, so that Linux finds the next archive.
@@ -84,6 +95,17 @@ pub enum Source {
     Grub,
     /// A kernel that no boot loader was told of.
     Plain,
+}
+
+impl Entry {
+    /// Whether it is of a length that entries have.
+    fn is_short(&self) -> bool {
+        let paths = self.ramdisks.iter().map(|image| image.path.len());
+        let texts =
+            [self.title.len(), self.id.len(), self.path.len(), self.kernel.path.len(), self.arguments.len()];
+        let len = texts.into_iter().chain(paths).fold(0_usize, usize::saturating_add);
+        self.ramdisks.len() <= MOST_RAMDISKS && len <= LONGEST_ENTRY
+    }
 }
 
 impl fmt::Display for Source {
@@ -187,7 +209,19 @@ struct Findings {
 impl Findings {
     fn remark(&mut self, volume: &Volume, path: &str, what: &str) {
         if self.remarks.len() < MOST_REMARKS {
-            self.remarks.push(format!("{}{path}: {what}", Place(volume.number())));
+            let remark = format!("{}{path}: {what}", Place(volume.number()));
+            self.remarks.push(remark.chars().take(LONGEST_REMARK).collect());
+        }
+    }
+
+    /// Adds an entry to those of a configuration, if it is of a length that entries have.
+    fn push(&mut self, volume: &Volume, entries: &mut Vec<Entry>, entry: Entry) {
+        if entries.len().saturating_add(self.entries.len()) >= MOST_ENTRIES {
+            self.remark(volume, &entry.path, "there are more entries than are listed");
+        } else if entry.is_short() {
+            entries.push(entry);
+        } else {
+            self.remark(volume, &entry.path, "an entry is too long and left out");
         }
     }
 
@@ -286,14 +320,26 @@ impl BootDisk {
         {
             volumes.push(volume);
         }
+        let mut weight = 0_usize;
         for partition in table.partitions {
             let number = partition.number;
+            if volumes.len() >= MOST_VOLUMES || remarks.len() >= MOST_REMARKS {
+                remarks.push(format!("the partitions from {number} on are not looked at"));
+                break;
+            }
             let volume = match Window::new(Arc::clone(&disk), &partition) {
                 Ok(window) => Volume::open(Arc::new(window), Some(partition)).await,
                 Err(error) => Err(error.into()),
             };
             match volume {
-                Ok(volume) => volumes.push(volume),
+                Ok(volume) => {
+                    weight = weight.saturating_add(volume.files.weight());
+                    if weight > MOST_WEIGHT {
+                        remarks.push(format!("{}its journal is too long to be read along", Place(number)));
+                        break;
+                    }
+                    volumes.push(volume);
+                }
                 Err(error) => remarks.push(format!("{}{error}", Place(number))),
             }
         }
@@ -346,9 +392,6 @@ impl BootDisk {
             if let (Some(missing), Some(volume)) = (missing, self.volumes.get(entry.kernel.volume)) {
                 findings.remark(volume, &entry.path, &missing);
                 continue;
-            }
-            if findings.entries.len() >= MOST_ENTRIES {
-                break;
             }
             if was_default {
                 default = Some(findings.entries.len());

@@ -7,6 +7,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+/// How many versions of a directory are looked at, the newest ones.
+const MOST_VERSIONS: usize = 16;
 /// What a root file system has, one of them at least.
 const ROOT_SIGNS: [&str; 3] = ["/etc/os-release", "/sbin/init", "/etc/fstab"];
 
@@ -25,7 +27,7 @@ pub async fn find(disk: &BootDisk, findings: &mut Findings) {
         let mut entries = Vec::new();
         for (kernel, ramdisk) in kernels(volume, findings).await {
             let image = |path: String| Image { volume: index, path, section: None };
-            entries.push(Entry {
+            let entry = Entry {
                 title: kernel.clone(),
                 id: kernel.clone(),
                 source: Source::Plain,
@@ -34,7 +36,8 @@ pub async fn find(disk: &BootDisk, findings: &mut Findings) {
                 kernel: image(kernel),
                 ramdisks: ramdisk.map(image).into_iter().collect(),
                 arguments: arguments.clone(),
-            });
+            };
+            findings.push(volume, &mut entries, entry);
         }
         findings.add(entries, 0);
     }
@@ -67,7 +70,7 @@ async fn kernels(volume: &Volume, findings: &mut Findings) -> Vec<(String, Optio
             let place = versions.partition_point(|other| version::compare(other, version).is_ge());
             versions.insert(place, version);
         }
-        for version in versions {
+        for version in versions.into_iter().take(MOST_VERSIONS) {
             pairs.push((
                 format!("{directory}/vmlinuz-{version}"),
                 format!("{directory}/initrd.img-{version}"),

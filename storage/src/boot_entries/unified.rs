@@ -15,7 +15,7 @@ const SECTION: usize = 40;
 /// How many sections are read.
 const MOST_SECTIONS: u16 = 96;
 /// The longest text in a section.
-const LONGEST_TEXT: u64 = 64 << 10;
+const LONGEST_TEXT: u64 = 8 << 10;
 /// COFF's number for x86-64.
 const X86_64: u16 = 0x8664;
 

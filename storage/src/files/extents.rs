@@ -3,16 +3,25 @@
 use super::error::FileError;
 use alloc::vec::Vec;
 
-/// How many extents a file may be in, so that a damaged file system cannot fill the memory.
-const MOST: usize = 1 << 18;
+/// How many extents a file may be in: a damaged file system must not fill the firmware's memory.
+const MOST: usize = 1 << 14;
+/// Where an extent lies that is not written.
+const NOWHERE: u64 = u64::MAX;
 
 /// A run of a file's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Extent {
     /// Where it begins in the file.
     start: u64,
+    /// Where it begins on the device.
+    at: u64,
+}
+
+impl Extent {
     /// Where it begins on the device; `None` where nothing is written, and zeroes are read.
-    at: Option<u64>,
+    fn place(self) -> Option<u64> {
+        (self.at != NOWHERE).then_some(self.at)
+    }
 }
 
 /// All of a file, without gaps.
@@ -68,7 +77,7 @@ impl Extents {
 
     fn add(&mut self, len: u64, at: Option<u64>) -> Result<(), FileError> {
         let start = self.mapped;
-        let joins = self.list.last().is_some_and(|last| match (last.at, at) {
+        let joins = self.list.last().is_some_and(|last| match (last.place(), at) {
             (Some(before), Some(at)) => before.checked_add(start.saturating_sub(last.start)) == Some(at),
             (None, None) => true,
             _ => false,
@@ -77,7 +86,7 @@ impl Extents {
             if self.list.len() >= MOST {
                 return Err(FileError::Unsupported("a file in so many pieces"));
             }
-            self.list.push(Extent { start, at });
+            self.list.push(Extent { start, at: at.unwrap_or(NOWHERE) });
         }
         self.mapped = start.saturating_add(len);
         Ok(())
@@ -98,7 +107,7 @@ impl Extents {
         let extent = self.list.get(after.checked_sub(1)?)?;
         let end = self.list.get(after).map_or(self.mapped, |next| next.start);
         let len = end.checked_sub(place).filter(|len| *len > 0)?.min(left).min(most);
-        let at = match extent.at {
+        let at = match extent.place() {
             Some(at) => Some(at.checked_add(place.checked_sub(extent.start)?)?),
             None => None,
         };
@@ -118,7 +127,7 @@ impl Extents {
         let mut result = Self::new(self.size);
         for (index, extent) in self.list.iter().enumerate() {
             let end = self.list.get(index.saturating_add(1)).map_or(self.mapped, |next| next.start);
-            let Some(at) = extent.at else {
+            let Some(at) = extent.place() else {
                 result.push(extent.start, end.saturating_sub(extent.start), None)?;
                 continue;
             };

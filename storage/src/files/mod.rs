@@ -24,12 +24,14 @@ use extents::Extents;
 
 /// How many symbolic links a path may go through; as many as Linux allows.
 const MOST_LINKS: usize = 40;
-/// The longest target of a symbolic link in bytes; Linux's PATH_MAX.
+/// The longest path, and target of a symbolic link, in bytes; Linux's PATH_MAX.
 const LONGEST_LINK: u64 = 4096;
 /// How many directories deep a path may lead.
 const DEEPEST: usize = 256;
-/// How many entries of one directory are listed.
-const MOST_ENTRIES: usize = 1 << 16;
+/// How many entries of one directory are listed: they are in the firmware's memory.
+const MOST_ENTRIES: usize = 1 << 11;
+/// How many names a path may still lead through, those in links included.
+const LONGEST_WAY: usize = 1 << 10;
 /// Files are read in requests of at most so many bytes.
 const REQUEST: usize = 1 << 20;
 
@@ -125,6 +127,16 @@ impl FileSystem {
             return Ok(Self { device, format: Format::Fat(fat) });
         }
         Err(FileError::NoFileSystem)
+    }
+
+    /// How many entries it keeps in memory about its journal.
+    pub(crate) fn weight(&self) -> usize {
+        match &self.format {
+            #[cfg(feature = "ext4")]
+            Format::Ext4(ext4) => ext4.weight(),
+            #[cfg(feature = "fat")]
+            Format::Fat(_) => 0,
+        }
     }
 
     /// What kind of file system it is, as `blkid` calls it; `ext4` for its forerunners too.
@@ -239,6 +251,9 @@ impl FileSystem {
         let mut way: Vec<Node> = Vec::new();
         let mut rest: Vec<Vec<u8>> = Vec::new();
         let mut links = 0_usize;
+        if path.len() > LONGEST_LINK as usize {
+            return Err(FileError::TooDeep(path.chars().take(64).collect()));
+        }
         push_reversed(&mut rest, path.as_bytes());
         while let Some(name) = rest.pop() {
             match name.as_slice() {
@@ -248,6 +263,9 @@ impl FileSystem {
                     continue;
                 }
                 _ => {}
+            }
+            if rest.len() > LONGEST_WAY {
+                return Err(FileError::TooDeep(path.to_owned()));
             }
             let here = way.last().copied().unwrap_or(root);
             if here.kind != FileKind::Directory {

@@ -1,6 +1,7 @@
 //! What runs a configuration.
 
 use super::script::{Part, Statement, Word};
+use crate::boot_entries::MOST_RAMDISKS;
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
@@ -8,14 +9,13 @@ use alloc::vec::Vec;
 
 /// What GRUB's name of a device begins with here if a search has found it; a volume's number follows.
 pub const FOUND: &str = "volume";
-/// How long a value may be.
-const LONGEST: usize = 64 << 10;
-/// How many statements are run, those in entries included.
-const MOST_STEPS: usize = 1 << 16;
-/// How many variables there may be.
-const MOST_VARIABLES: usize = 1024;
-/// How many items a menu may have.
-const MOST_ITEMS: usize = 256;
+/// How many bytes one command's words may have.
+const LONGEST_COMMAND: usize = 8 << 10;
+/// How many variables there may be, and how many bytes they may have together.
+const MOST_VARIABLES: usize = 256;
+const MOST_BYTES: usize = 16 << 10;
+/// How many bytes all entries may have together.
+const ENTRIES_BYTES: usize = 256 << 10;
 
 /// Names and values; few enough to be looked through.
 pub type Variables = Vec<(String, String)>;
@@ -44,6 +44,18 @@ pub struct Item {
     pub items: Vec<Item>,
 }
 
+impl Item {
+    /// How many bytes it has, those of the items in it not counted.
+    fn len(&self) -> usize {
+        let files = self.boot.kernel.iter().chain(&self.boot.ramdisks);
+        let texts = files.flat_map(|file| [&file.root, &file.path]);
+        let texts = texts.chain([&self.title, &self.id, &self.boot.arguments]);
+        texts.fold(size_of::<Self>(), |len, text| {
+            len.saturating_add(text.len()).saturating_add(size_of::<String>())
+        })
+    }
+}
+
 /// The state of a configuration that is run.
 pub struct Machine {
     variables: Variables,
@@ -51,14 +63,16 @@ pub struct Machine {
     environment: Option<Variables>,
     /// Identifiers and labels of the file systems.
     pub volumes: Vec<(String, String)>,
-    steps: usize,
+    /// How many bytes entries may still have.
+    left: usize,
 }
 
 impl Machine {
     /// Before the configuration in `directory` of this volume is run.
     pub fn new(directory: &str, volume: usize, environment: Option<Variables>) -> Self {
         let root = format!("{FOUND}{volume}");
-        let mut machine = Self { variables: Vec::new(), environment, volumes: Vec::new(), steps: 0 };
+        let mut machine =
+            Self { variables: Vec::new(), environment, volumes: Vec::new(), left: ENTRIES_BYTES };
         // What GRUB 2.06 says of itself.
         for feature in ["menuentry_id", "platform_search_hint", "timeout_style", "default_font_path"] {
             machine.set(&format!("feature_{feature}"), "y");
@@ -86,10 +100,6 @@ impl Machine {
     fn run(&mut self, statements: &[Statement], boot: &mut Boot, items: &mut Vec<Item>) -> bool {
         let mut succeeded = true;
         for statement in statements {
-            self.steps = self.steps.saturating_add(1);
-            if self.steps > MOST_STEPS {
-                return false;
-            }
             succeeded = match statement {
                 Statement::Command(words, body) => self.command(words, body, boot, items),
                 Statement::If(cases, otherwise) => {
@@ -107,25 +117,33 @@ impl Machine {
         succeeded
     }
 
-    fn expand(&self, word: &Word) -> Option<String> {
-        let mut text = String::new();
-        for part in &word.parts {
-            match part {
-                Part::Text(own) => text.push_str(own),
-                Part::Variable(name) => text.push_str(self.variable(name)),
+    /// The words of a command; `None` if they are too long.
+    fn expand(&self, words: &[Word]) -> Option<Vec<String>> {
+        let mut expanded = Vec::new();
+        let mut left = LONGEST_COMMAND;
+        for word in words {
+            let mut text = String::new();
+            for part in word.parts() {
+                let part = match part {
+                    Part::Text(own) => own,
+                    Part::Variable(name) => self.variable(name),
+                };
+                left = left.checked_sub(part.len())?;
+                text.push_str(part);
             }
-            if text.len() > LONGEST {
-                return None;
+            if word.is_quoted() || !text.is_empty() {
+                expanded.push(text);
             }
         }
-        (word.quoted || !text.is_empty()).then_some(text)
+        Some(expanded)
     }
 
     fn set(&mut self, name: &str, value: &str) {
-        let known = self.variables.iter_mut().find(|(own, _)| own == name);
-        if let Some((_, own)) = known {
-            *own = value.to_owned();
-        } else if self.variables.len() < MOST_VARIABLES {
+        self.variables.retain(|(own, _)| own != name);
+        let len = |pair: &(String, String)| pair.0.len().saturating_add(pair.1.len());
+        let others: usize = self.variables.iter().map(len).sum();
+        let all = others.saturating_add(name.len()).saturating_add(value.len());
+        if all <= MOST_BYTES && self.variables.len() < MOST_VARIABLES {
             self.variables.push((name.to_owned(), value.to_owned()));
         }
     }
@@ -137,15 +155,16 @@ impl Machine {
         boot: &mut Boot,
         items: &mut Vec<Item>,
     ) -> bool {
-        let words: Vec<String> = words.iter().filter_map(|word| self.expand(word)).collect();
+        let Some(words) = self.expand(words) else { return false };
         let Some((name, arguments)) = words.split_first() else { return true };
         let named = |path: &String| Named { root: self.variable("root").to_owned(), path: path.clone() };
         match (name.as_str(), arguments) {
             ("menuentry" | "submenu", _) => {
-                if items.len() < MOST_ITEMS {
-                    items.push(self.item(name == "submenu", arguments, body));
-                }
-                true
+                let item = self.item(name == "submenu", arguments, body);
+                let left = self.left.checked_sub(item.len());
+                items.extend(left.map(|_| item));
+                self.left = left.unwrap_or(0);
+                left.is_some()
             }
             ("set", [pair, ..]) => match pair.split_once('=') {
                 Some((name, value)) => {
@@ -173,7 +192,8 @@ impl Machine {
                 true
             }
             ("initrd" | "initrd16" | "initrdefi", paths) => {
-                boot.ramdisks = paths.iter().filter(|path| !path.starts_with("--")).map(named).collect();
+                let paths = paths.iter().filter(|path| !path.starts_with("--"));
+                boot.ramdisks = paths.take(MOST_RAMDISKS.saturating_add(1)).map(named).collect();
                 true
             }
             ("true" | "insmod" | "export" | "save_env" | "echo", _) => true,

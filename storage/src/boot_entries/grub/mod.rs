@@ -39,11 +39,14 @@ pub async fn find(disk: &BootDisk, findings: &mut Findings) {
     }
 }
 
+/// How many variables of an environment block are taken.
+const MOST_VARIABLES: usize = 64;
+
 /// The variables of an environment block.
 fn variables(text: &str) -> Variables {
     let lines =
         text.strip_prefix(ENVIRONMENT).unwrap_or_default().lines().filter(|line| !line.starts_with('#'));
-    let pairs = lines.filter_map(|line| line.split_once('='));
+    let pairs = lines.filter_map(|line| line.split_once('=')).take(MOST_VARIABLES);
     // It is for one boot, after which GRUB removes it: we do not write.
     let lasting = pairs.filter(|(name, _)| *name != "next_entry");
     lasting.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
@@ -76,15 +79,13 @@ fn add(
         flat.push((item, place));
     }
     let wanted = place_of(items, default);
-    let mut chosen = 0;
+    let mut chosen = None;
     let mut entries: Vec<Entry> = Vec::new();
     for (item, place) in flat {
         let Some(kernel) = &item.boot.kernel else { continue };
         // A menu that is the default boots what it has first.
-        if !wanted.is_empty() && place.starts_with(&wanted) {
-            chosen = if chosen == 0 { entries.len() } else { chosen };
-        }
-        entries.push(Entry {
+        let is_wanted = !wanted.is_empty() && place.starts_with(&wanted);
+        let entry = Entry {
             title: item.title.clone(),
             id: if item.id.is_empty() { item.title.clone() } else { item.id.clone() },
             source: Source::Grub,
@@ -93,9 +94,14 @@ fn add(
             kernel: image(&kernel.path, &kernel.root),
             ramdisks: item.boot.ramdisks.iter().map(|file| image(&file.path, &file.root)).collect(),
             arguments: item.boot.arguments.clone(),
-        });
+        };
+        let place = entries.len();
+        findings.push(volume, &mut entries, entry);
+        if is_wanted && chosen.is_none() && entries.len() > place {
+            chosen = Some(place);
+        }
     }
-    findings.add(entries, chosen);
+    findings.add(entries, chosen.unwrap_or(0));
 }
 
 /// Where the item is that `default` names: numbers, titles or identifiers, one for each menu on the way.

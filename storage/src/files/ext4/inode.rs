@@ -6,7 +6,6 @@ use crate::fields;
 use crate::files::FileKind;
 use crate::files::error::FileError;
 use crate::files::extents::Extents;
-use alloc::vec;
 use alloc::vec::Vec;
 
 /// Flag: its bytes are compressed.
@@ -253,7 +252,7 @@ impl Ext4 {
                     budget.take(in_a_block as usize)?;
                     let map = self.block(u64::from(number)).await?;
                     let numbers = map.chunks_exact(4).rev().map(|number| fields::u32(number, 0));
-                    below.extend(numbers.zip(vec![level.saturating_sub(1); in_a_block as usize]));
+                    below.extend(numbers.map(|number| (number, level.saturating_sub(1))));
                     continue;
                 }
             }

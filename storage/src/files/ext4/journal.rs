@@ -33,6 +33,11 @@ const LAST: u32 = 8;
 /// The length of what each block of the journal's own begins with.
 const HEADER: usize = 12;
 
+/// How many blocks may be written or revoked by one transaction, and by all: they are in the firmware's memory.
+const MOST: usize = 1 << 14;
+/// A block that is found here lacks its first bytes.
+const IS_ESCAPED: u64 = 1 << 63;
+
 fn be16(bytes: &[u8], offset: usize) -> u32 {
     u32::from(u16::from_be_bytes(fields::array(bytes, offset)))
 }
@@ -99,15 +104,6 @@ impl Format {
     }
 }
 
-/// A block that a transaction wrote.
-struct Written {
-    transaction: u32,
-    block: u64,
-    /// Where the journal has it.
-    at: u64,
-    escaped: bool,
-}
-
 /// Where the journal has newer versions of blocks.
 pub async fn read(ext4: &Ext4) -> Result<BTreeMap<u64, u64>, FileError> {
     let sb = &ext4.superblock;
@@ -145,10 +141,8 @@ pub async fn read(ext4: &Ext4) -> Result<BTreeMap<u64, u64>, FileError> {
         return Ok(BTreeMap::new());
     }
 
-    let mut written: Vec<Written> = Vec::new();
-    let mut open: Vec<Written> = Vec::new();
-    let mut revoked: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut revoking: Vec<u64> = Vec::new();
+    let mut newest: BTreeMap<u64, u64> = BTreeMap::new();
+    let (mut written, mut revoked): (Vec<(u64, u64)>, Vec<u64>) = (Vec::new(), Vec::new());
     let next = |number: u32| match number.saturating_add(1) {
         number if number >= end => first,
         number => number,
@@ -163,43 +157,30 @@ pub async fn read(ext4: &Ext4) -> Result<BTreeMap<u64, u64>, FileError> {
         let tail = block.len().saturating_sub(4);
         match be32(&block, 4) {
             DESCRIPTOR if format.fits(&block, tail) => {
-                for (block, escaped) in format.tags(&block) {
+                for (block, is_escaped) in format.tags(&block) {
                     number = next(number);
-                    open.push(Written { transaction, block, at: place(number)?, escaped });
-                }
-                let count = open.len().saturating_add(written.len());
-                if count > end as usize {
-                    return Err(FileError::Damaged {
-                        what: "number of blocks in the journal",
-                        found: count as u64,
-                    });
+                    written.push((block, place(number)? | if is_escaped { IS_ESCAPED } else { 0 }));
                 }
             }
-            REVOKE if format.fits(&block, tail) => revoking.extend(format.revoked(&block)),
+            REVOKE if format.fits(&block, tail) => revoked.extend(format.revoked(&block)),
             COMMIT if format.fits(&block, 0x10) => {
-                written.append(&mut open);
-                for block in revoking.drain(..) {
-                    revoked.insert(block, u64::from(transaction));
+                newest.extend(written.drain(..));
+                // What is revoked may have become part of a file since it was written.
+                for block in revoked.drain(..) {
+                    newest.remove(&block);
                 }
                 transaction = transaction.wrapping_add(1);
             }
             // What was not written to its end did not happen.
             _ => break,
         }
+        if written.len() > MOST || revoked.len() > MOST || newest.len() > MOST {
+            return Err(FileError::Unsupported("a journal to be replayed that is so long"));
+        }
         number = next(number);
     }
-
-    let mut newest = BTreeMap::new();
-    for one in written {
-        // What was revoked later than it was written may have become part of a file.
-        let age = |revoked: &u64| (*revoked as u32).wrapping_sub(one.transaction) as i32;
-        if revoked.get(&one.block).is_some_and(|revoked| age(revoked) >= 0) {
-            continue;
-        }
-        if one.escaped {
-            return Err(FileError::Unsupported("a journal to be replayed that has escaped blocks"));
-        }
-        newest.insert(one.block, one.at);
+    if newest.values().any(|place| place & IS_ESCAPED != 0) {
+        return Err(FileError::Unsupported("a journal to be replayed that has escaped blocks"));
     }
     Ok(newest)
 }

@@ -49,6 +49,11 @@ impl Ext4 {
         Ok(Some(ext4))
     }
 
+    /// How many blocks are in the journal in newer versions.
+    pub fn weight(&self) -> usize {
+        self.moved.len()
+    }
+
     pub fn id(&self) -> String {
         uuid::Uuid::from_bytes(self.superblock.uuid).to_string()
     }

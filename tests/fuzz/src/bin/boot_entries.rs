@@ -6,6 +6,11 @@ use std::sync::Arc;
 use storage::boot_entries::BootDisk;
 use storage::testing::{RamDisk, wait};
 
+#[path = "../heap.rs"]
+mod heap;
+
+/// How many bytes may be taken beside the disk.
+const MEMORY: usize = 3 << 20;
 /// The size of a sector, which is a cluster too.
 const SECTOR: usize = 512;
 /// Where the root directory is, which has two sectors, and cluster 2.
@@ -102,13 +107,16 @@ libfuzzer_sys::fuzz_target!(|data: [&[u8]; 6]| {
         file("vmlinuz", unified),
     ]);
     image.bytes[ROOT..ROOT + root.len()].copy_from_slice(&root);
-    let disk = wait(BootDisk::open(Arc::new(RamDisk::new(512, image.bytes)))).expect("a FAT file system");
-    // There is /vmlinuz at least.
-    let menu = wait(disk.menu()).expect("something to boot");
-    assert!(menu.default < menu.entries.len());
-    for entry in menu.entries.iter().take(8) {
-        if let Ok(loaded) = wait(disk.load(entry, 1 << 16)) {
-            assert!(loaded.kernel.len() + loaded.ramdisk.len() <= 1 << 16);
+    let device = Arc::new(RamDisk::new(512, image.bytes));
+    heap::with_at_most(MEMORY, || {
+        let disk = wait(BootDisk::open(device)).expect("a FAT file system");
+        // There is /vmlinuz at least.
+        let menu = wait(disk.menu()).expect("something to boot");
+        assert!(menu.default < menu.entries.len());
+        for entry in menu.entries.iter().take(8) {
+            if let Ok(loaded) = wait(disk.load(entry, 1 << 16)) {
+                assert!(loaded.kernel.len() + loaded.ramdisk.len() <= 1 << 16);
+            }
         }
-    }
+    });
 });

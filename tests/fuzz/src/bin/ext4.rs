@@ -1,6 +1,8 @@
 //! An ext4 file system of any bytes behind a superblock that could be one's.
 #![no_main]
 
+#[path = "../heap.rs"]
+mod heap;
 #[path = "../tree.rs"]
 mod tree;
 
@@ -27,5 +29,5 @@ libfuzzer_sys::fuzz_target!(|data: (u32, &[u8])| {
     // The inodes of the only group, of which the second is the root directory.
     set(2048 + 8, 3);
     image[3072 + 256 + 1] = 0x40 | (image[3072 + 256 + 1] & 0xf);
-    tree::walk(image);
+    heap::with_at_most(3 << 20, || tree::walk(image));
 });

@@ -1,6 +1,8 @@
 //! A FAT file system of any bytes behind a boot sector that could be one's.
 #![no_main]
 
+#[path = "../heap.rs"]
+mod heap;
 #[path = "../tree.rs"]
 mod tree;
 
@@ -15,5 +17,5 @@ libfuzzer_sys::fuzz_target!(|data: (u8, &[u8])| {
     set(11, &[0, 2, 1, 1, 0, 1, 16, 0, 128, 0]);
     set(22, &[u8::from(kind & 1 == 0), 0]);
     set(36, &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]);
-    tree::walk(image);
+    heap::with_at_most(3 << 20, || tree::walk(image));
 });
