@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use xtask::command;
 use xtask::error::{Error, Result};
-use xtask::machine::{Emulator, Machine, Spec};
+use xtask::machine::{Bus, Disk, Emulator, Machine, Spec};
 use xtask::suite::Outcome;
 
 use crate::console::{ANSWER, BOOT};
-use crate::lab::Lab;
+use crate::lab::{Lab, read};
 use crate::manifest::{Guest, manifest};
 
 /// The clock of tests/guests, on this CPU model: its console, its clock and its sleep, and its end.
@@ -40,6 +40,41 @@ pub fn clock(lab: &Lab, emulator: Emulator, cpu: &str) -> Result<Outcome> {
     machine.send("quit\r")?;
     machine.expect("^good-bye", ANSWER)?;
     machine.expect("all guests are off", ANSWER).map(|_| Outcome::Passed)
+}
+
+/// The app of tests/guests with a disk, on this CPU model and a disk of the machine's on this bus: what it writes is
+/// there for the next boot and for everybody else.
+pub fn disk(lab: &Lab, emulator: Emulator, cpu: &str, (bus, place): (Bus, &str)) -> Result<Outcome> {
+    const TEXT: &str = "written by a guest";
+    let properties = format!("disk0 {{ source = \"disk:{place}\"; }};");
+    let guest =
+        Guest { debug_port: false, properties: &properties, ..Guest::tiny("app", "cbfs:guests/disk") };
+    let variant = lab.unfilled(emulator, &format!("app-disk-{cpu}"), &manifest(&[guest]))?;
+    let mut bytes = vec![0; 1 << 20];
+    bytes[5 * 512..5 * 512 + 5].copy_from_slice(b"hello");
+    let file = variant.write("disk.img", &bytes)?;
+    let disks = vec![Disk { file: file.clone(), bus }];
+    let mut machine = Machine::spawn(&Spec { cpu: cpu.to_owned(), disks, ..variant.spec() })?;
+    machine.expect("^disk: 2048 sectors", BOOT)?;
+    for (typed, answer) in [
+        ("read 5", "^hello\r?$"),
+        ("read 2048", "^no text: Err"),
+        (&format!("write 7 {TEXT}"), &format!("^{TEXT}\r?$")),
+        ("read 7", &format!("^{TEXT}\r?$")),
+        ("read 6", "^\r?$"),
+        ("quit", "^good-bye"),
+    ] {
+        machine.expect("^disk> $", ANSWER)?;
+        machine.send(&format!("{typed}\r"))?;
+        machine.expect(answer, ANSWER)?;
+    }
+    machine.expect("all guests are off", ANSWER)?;
+    drop(machine);
+    bytes[7 * 512..7 * 512 + TEXT.len()].copy_from_slice(TEXT.as_bytes());
+    if read(&file)? != bytes {
+        return Err(Error::failed(format!("{} is not what the guest made of it", file.display())));
+    }
+    Ok(Outcome::Passed)
 }
 
 /// What the guest answers to `uptime`.

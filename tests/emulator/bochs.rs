@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use xtask::error::{Error, Result};
 use xtask::guests;
-use xtask::machine::{Emulator, Machine, Spec};
+use xtask::machine::{Bus, Emulator, Machine, Spec};
 use xtask::suite::{Case, Outcome};
 
 use crate::apps;
@@ -60,6 +60,10 @@ pub fn cases() -> Vec<Case<Lab>> {
             apps::clock(lab, Emulator::Bochs, model)
         });
         cases.push(if model == LINUX { app } else { app.long() });
+        let disk = Case::new(format!("emulator/bochs/{model}/app-disk"), move |lab: &Lab| {
+            apps::disk(lab, Emulator::Bochs, model, (Bus::Ata, "ata0"))
+        });
+        cases.push(if model == LINUX { disk } else { disk.long() });
     }
     // Not on its AMD-V, where nothing but an interrupt ends a guest's stay: see docs/testing.md.
     let stubborn = |lab: &Lab| stubborn_guest(lab, LINUX);

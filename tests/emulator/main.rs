@@ -35,7 +35,7 @@ use std::process::ExitCode;
 
 use lab::Lab;
 use xtask::error::Result;
-use xtask::machine::Emulator;
+use xtask::machine::{Bus, Emulator};
 use xtask::suite::{Case, Selection, run_cases};
 
 /// Every test. The name is what filters see; the longest are first, so that two at a time end together.
@@ -61,6 +61,9 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/console/lost-interrupts", multiplexer::interrupts_that_never_come),
         Case::new("emulator/console/open-prompt", multiplexer::open_prompt_keeps_the_machine_on),
         Case::new("emulator/app", |lab: &Lab| apps::clock(lab, Emulator::Qemu, Emulator::Qemu.cpu())),
+        Case::new("emulator/app-disk", |lab: &Lab| {
+            apps::disk(lab, Emulator::Qemu, Emulator::Qemu.cpu(), (Bus::Ahci, "ahci0"))
+        }),
         Case::new("emulator/boot-protocols", boot_protocols::protocols),
         Case::new("emulator/small-payload", small_payload::small_payload),
         Case::new("emulator/shell-answers", boot::shell_answers),

@@ -108,11 +108,23 @@ pub fn tiny_names(project: &Project) -> Result<Vec<String>> {
 /// # Errors
 /// There is no compiler, or it finds fault.
 pub fn clock(project: &Project) -> Result<PathBuf> {
+    app(project, "clock")
+}
+
+/// Builds the example of a guest with a disk, likewise.
+///
+/// # Errors
+/// There is no compiler, or it finds fault.
+pub fn disk(project: &Project) -> Result<PathBuf> {
+    app(project, "disk")
+}
+
+fn app(project: &Project, name: &str) -> Result<PathBuf> {
     let toolchain = Toolchain::freestanding(project)?;
     let mut cargo = toolchain.cargo_freestanding(project, "build");
-    command::output(cargo.args(["--quiet", "--release", "-p", "clock"]))?;
-    let built = toolchain.target_dir().join(TARGET).join("release/clock");
-    let file = project.build("guests/clock")?.join("clock");
+    command::output(cargo.args(["--quiet", "--release", "-p", name]))?;
+    let built = toolchain.target_dir().join(TARGET).join("release").join(name);
+    let file = project.build(&format!("guests/{name}"))?.join(name);
     // The same program keeps its time, and the ROM need not be made again.
     if !is_newer(&file, std::slice::from_ref(&built)) {
         command::output(command::command("strip").arg("-o").arg(&file).arg(&built))?;

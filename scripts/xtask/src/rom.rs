@@ -283,6 +283,7 @@ type Example = fn(&Project) -> Result<PathBuf>;
 /// Files that a manifest may name without anybody bringing them: Debian's and our own, made on the spot.
 const EXAMPLES: &[(&str, Example)] = &[
     ("guests/clock", guests::clock),
+    ("guests/disk", guests::disk),
     ("guests/debian/vmlinuz", guests::cloud_kernel),
     ("guests/debian/initramfs", guests::initramfs),
     ("guests/memtest86+/memtest.bin", guests::memtest),

@@ -214,7 +214,7 @@ fuzz_target!(|data: &[u8]| {
             3 => board.memory.write_u64(GuestPhys::new(RINGS + place % (8 * PART)), value).unwrap(),
             4 => board.common(0x3000 + place % 3 * 4, Width::Word, place % 3),
             5 => _ = disk.end(place as usize),
-            6 => board.write(CONFIG + (place % 0x100 & !3), Width::Dword, value),
+            6 => board.write(CONFIG + ((place % 0x100) & !3), Width::Dword, value),
             _ => board.with(Chipset::poll),
         }
     }

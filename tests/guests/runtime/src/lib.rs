@@ -58,6 +58,8 @@ pub mod rtc;
 pub mod smp;
 mod start_info;
 pub mod uart;
+#[cfg(feature = "virtio")]
+pub mod virtio;
 
 pub use acpi::power_off;
 pub use machine::{Loader, Machine, MemoryKind, MemoryRange, Module};
