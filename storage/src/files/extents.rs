@@ -67,6 +67,7 @@ impl Extents {
     }
 
     /// The file ends here: what is left is a hole.
+    #[cfg(feature = "ext4")]
     pub fn finish(mut self) -> Result<Self, FileError> {
         let left = self.size.saturating_sub(self.mapped);
         if left > 0 {

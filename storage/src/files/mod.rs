@@ -93,7 +93,8 @@ pub struct File {
 enum Content {
     /// In the device's blocks.
     Extents(Extents),
-    /// Among the file system's own data.
+    /// Among the file system's own data, as FAT has no file.
+    #[cfg_attr(not(feature = "ext4"), allow(dead_code))]
     Inline(Vec<u8>),
 }
 
