@@ -95,14 +95,15 @@ fn qemu(lab: &Lab) -> Result<Outcome> {
         disk("on-nvme", "nvme0")?,
         disk("on-ahci", "ahci0.0")?,
         disk("on-ata", "ata0.0")?,
+        disk("on-virtio", "virtio0")?,
         disk("on-4k", "large-blocks")?,
     ];
     let rom = lab.unfilled(Emulator::Qemu, "host-disks-max", &guest(&disks))?;
     let mut spec = rom.spec();
-    for (disk, bus) in disks.iter().zip([Bus::Nvme, Bus::Ahci, Bus::Ata]) {
+    for (disk, bus) in disks.iter().zip([Bus::Nvme, Bus::Ahci, Bus::Ata, Bus::Virtio]) {
         spec.disks.push(Disk { file: disk.image.clone(), bus });
     }
-    let drive = format!("if=none,id=large,format=raw,file={}", disks[3].image.display());
+    let drive = format!("if=none,id=large,format=raw,file={}", disks[4].image.display());
     let blocks = "logical_block_size=4096,physical_block_size=4096";
     let device = format!("nvme,serial=large-blocks,drive=large,{blocks}");
     spec.extra.extend(["-drive".to_owned(), drive, "-device".to_owned(), device]);
@@ -113,6 +114,7 @@ fn qemu(lab: &Lab) -> Result<Outcome> {
         r#"disk: nvme.*, 34 MiB in blocks of 512, GPT with 2 partition\(s\), 1 "on-nvme", 2 "copy""#,
         r#"disk: ahci\d\.0 at .*, QEMU HARDDISK, .*, 34 MiB .*, GPT with 2 partition\(s\), 1 "on-ahci", 2 "copy""#,
         r#"disk: ata\d\.0 at .*, QEMU HARDDISK, .*, 34 MiB .*, GPT with 2 partition\(s\), 1 "on-ata", 2 "copy""#,
+        r#"disk: virtio0\.0 at .*, 34 MiB .*, GPT with 2 partition\(s\), 1 "on-virtio", 2 "copy""#,
         r"disk: nvme.*, serial large-blocks, 34 MiB in blocks of 4096, ",
     ];
     copies(&spec, &disks, &log)
