@@ -126,6 +126,7 @@ impl Port {
         let begins = !self.recovery.is_under_way() && (overdue || lost());
         if begins {
             self.inner.with(|inner| inner.queue.stop());
+            self.registers.write(Register::InterruptEnable, 0);
             let port = Arc::clone(self);
             self.recovery.begin(|| Box::pin(async move { port.restart().await }));
         }
@@ -200,6 +201,8 @@ impl Inner {
         }
         if came & (interrupt::ERRORS | interrupt::LINK) != 0 {
             self.queue.stop();
+            // Nobody listens to it until it was brought back.
+            self.registers.write(Register::InterruptEnable, 0);
         }
         self.proceed(now);
     }
