@@ -23,7 +23,7 @@ const MODULES: [&str; 8] = [
     "char/hw_random/virtio-rng.ko",
     "char/virtio_console.ko",
 ];
-const DISK_BYTES: usize = 512 << 10;
+const DISK_BYTES: usize = 128 << 10;
 /// Wall time for a command that moves the whole disk a few times.
 const WORK: Duration = Duration::from_secs(180);
 
@@ -68,7 +68,7 @@ fn linux(lab: &Lab) -> Result<Outcome> {
     says(&mut machine, "cmp /dev/vda /dev/vdb && echo same", "same")?;
     says(
         &mut machine,
-        "yes peerboot | head -c 400000 > /tmp/new; dd if=/tmp/new of=/dev/vda bs=4k seek=8 conv=fsync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/vda bs=4k skip=8 2>/dev/null | head -c 400000 | cmp - /tmp/new && echo same",
+        "yes peerboot | head -c 90000 > /tmp/new; dd if=/tmp/new of=/dev/vda bs=4k seek=8 conv=fsync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/vda bs=4k skip=8 2>/dev/null | head -c 90000 | cmp - /tmp/new && echo same",
         "same",
     )?;
     // Off and on again: the device is reset with its queues in use.
@@ -82,7 +82,7 @@ fn linux(lab: &Lab) -> Result<Outcome> {
     )?;
     says(
         &mut machine,
-        "dd if=/dev/vda bs=4k skip=8 2>/dev/null | head -c 400000 | cmp - /tmp/new && echo same",
+        "dd if=/dev/vda bs=4k skip=8 2>/dev/null | head -c 90000 | cmp - /tmp/new && echo same",
         "same",
     )?;
     says(&mut machine, "cat /sys/class/misc/hw_random/rng_current", "virtio_rng.0")?;
@@ -100,7 +100,7 @@ fn linux(lab: &Lab) -> Result<Outcome> {
     machine.wait_exit(BOOT)?;
 
     let after = fs::read(&disk).map_err(|e| Error::file("read", &disk, &e))?;
-    let written: Vec<u8> = b"peerboot\n".iter().copied().cycle().take(400_000).collect();
+    let written: Vec<u8> = b"peerboot\n".iter().copied().cycle().take(90_000).collect();
     let (start, end) = (8 * 4096, 8 * 4096 + written.len());
     if after[start..end] != written || after[..start] != bytes[..start] || after[end..] != bytes[end..] {
         return Err(Error::failed(format!("{} is not what the guest made of it", disk.display())));
