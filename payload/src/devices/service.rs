@@ -121,7 +121,11 @@ impl Service {
         }
         for Running { driver, function } in &self.running {
             if driver.deadline().is_some_and(|deadline| deadline <= now) && driver.recover() {
-                warn!("PCI {} ({}): has failed or does not answer, and is reset", function.address(), driver.name());
+                warn!(
+                    "PCI {} ({}): has failed or does not answer, and is reset",
+                    function.address(),
+                    driver.name()
+                );
             }
         }
         // What is being brought back goes on soon.

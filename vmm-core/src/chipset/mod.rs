@@ -175,6 +175,7 @@ impl Chipset {
     pub fn poll(&mut self, ctx: &mut Context) {
         self.pci.poll(ctx);
         self.drive_intx(ctx);
+        self.check_console_room(ctx);
     }
 
     /// The guest's life is over: the devices take no more requests. Whether none is under way any more.
@@ -269,6 +270,7 @@ impl Chipset {
         }
         let done = self.pci.memory_write(at, width, value, ctx);
         self.drive_intx(ctx);
+        self.check_console_room(ctx);
         done
     }
 
@@ -329,6 +331,7 @@ impl Chipset {
         if self.uart.line_busy() && ctx.console.has_room() {
             self.uart.set_line_busy(false);
             self.drive_uart(ctx);
+            self.share_room(ctx);
         }
     }
 
@@ -396,7 +399,11 @@ impl Chipset {
         if let Some(offset) = uart_offset(port) {
             let room = self.uart.room();
             if let Some(byte) = self.uart.write(offset, value, ctx.now) {
-                self.uart.set_line_busy(!ctx.console.transmit(byte));
+                let room = ctx.console.transmit(byte);
+                self.uart.set_line_busy(!room);
+                if room {
+                    self.share_room(ctx);
+                }
             }
             self.follow_uart(room, ctx);
             return Some(());
@@ -450,6 +457,12 @@ impl Chipset {
 
     fn drive_uart(&mut self, ctx: &mut Context) {
         self.interrupts.set(UART_IRQ, self.uart.irq(), ctx.apics);
+    }
+
+    /// The serial port found room at the terminal. Nobody tells of it twice, so it is for all who wait there.
+    fn share_room(&mut self, ctx: &mut Context) {
+        self.pci.hear_room(ctx);
+        self.drive_intx(ctx);
     }
 
     fn drive_intx(&mut self, ctx: &mut Context) {

@@ -48,6 +48,11 @@ pub trait PciFunction: Send {
         false
     }
 
+    /// Whether it waits for room at the guest's terminal. It is polled when there is some.
+    fn awaits_room(&self) -> bool {
+        false
+    }
+
     /// Whether it asserts its interrupt pin, if it has one.
     fn interrupt(&self) -> bool {
         false
@@ -170,6 +175,13 @@ impl PciBus {
     pub(super) fn hear_terminal(&mut self, ctx: &mut Context) -> bool {
         let listener = self.functions.iter_mut().find(|(_, function)| function.takes_typed());
         listener.map(|(_, function)| function.poll(ctx)).is_some()
+    }
+
+    /// The guest's terminal has room: has the function look that waits for it.
+    pub(super) fn hear_room(&mut self, ctx: &mut Context) {
+        if let Some((_, function)) = self.functions.iter_mut().find(|(_, function)| function.awaits_room()) {
+            function.poll(ctx);
+        }
     }
 
     /// The interrupt pins that are asserted: a bit for each of the IOAPIC's pins for them.
@@ -413,6 +425,12 @@ mod tests {
         fn bar_read(&mut self, bar: u8, offset: u64, _width: Width, _ctx: &mut Context) -> u64 {
             if offset == 0x10 { u64::from(self.told.unwrap_or(0xff)) } else { u64::from(bar) << 16 | offset }
         }
+        fn awaits_room(&self) -> bool {
+            self.told == Some(0x3c)
+        }
+        fn poll(&mut self, ctx: &mut Context) {
+            ctx.console.debug(0x77);
+        }
         fn bar_write(&mut self, bar: u8, offset: u64, width: Width, value: u64, ctx: &mut Context) {
             ctx.console.debug(bar);
             ctx.console.debug(offset as u8);
@@ -558,6 +576,24 @@ mod tests {
         board.console.debugged.clear();
         assert!(board.with(|_, ctx| bus.wind_down(ctx)));
         assert_eq!(board.console.debugged, b"???", "nobody waits for it any more");
+    }
+
+    #[test]
+    fn room_at_the_terminal_is_shared() {
+        let mut board = Board::new();
+        board.chipset.add_pci_function(PciAddress::new(0, 3, 0), Echo::new()).unwrap();
+        board.out(0x3f8, Width::Byte, 0x41);
+        assert_eq!(board.console.debugged, [0; 0], "it does not wait");
+        board.write(0xb000_0000 + (3 << 15) + 0x3c, Width::Byte, 5).unwrap();
+        board.out(0x3f8, Width::Byte, 0x42);
+        assert_eq!(board.console.debugged, [0x77]);
+        board.console.full = true;
+        board.out(0x3f8, Width::Byte, 0x43);
+        assert_eq!(board.console.debugged, [0x77], "there is none");
+        board.console.full = false;
+        board.with(|chipset, ctx| chipset.poll(ctx));
+        assert_eq!(board.console.debugged, [0x77, 0x77], "the serial port hears of it too");
+        assert_eq!(board.input(0x3fd, Width::Byte), Some(0x60));
     }
 
     proptest! {

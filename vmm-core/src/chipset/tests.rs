@@ -12,7 +12,7 @@ pub(super) struct Output {
     pub(super) transmitted: Vec<u8>,
     pub(super) debugged: Vec<u8>,
     /// Whether it takes no more for now.
-    full: bool,
+    pub(super) full: bool,
     /// What the user typed and the guest's serial port has not taken yet.
     typed: VecDeque<u8>,
 }

@@ -133,6 +133,10 @@ impl Device for Console {
         self.ready
     }
 
+    fn awaits_room(&self) -> bool {
+        self.sending.is_some()
+    }
+
     fn reset(&mut self) {
         (self.ready, self.sending, self.receiving) = (false, None, None);
     }
@@ -173,9 +177,11 @@ mod tests {
         function.terminal.room = 8;
         function.notify(1);
         assert_eq!((transmit.take(), function.terminal.sent.len()), (None, 9));
+        assert!(crate::chipset::PciFunction::awaits_room(&function.pci));
         function.terminal.room = 100;
         function.poll();
         assert_eq!(function.terminal.sent, b"!hello, worldh");
+        assert!(!crate::chipset::PciFunction::awaits_room(&function.pci));
         assert!(transmit.take().is_some() && transmit.take().is_some());
         assert_eq!(function.vectors(), [0x42]);
     }

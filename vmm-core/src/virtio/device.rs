@@ -58,6 +58,11 @@ pub trait Device: Send {
         false
     }
 
+    /// Whether it waits for room at the guest's terminal. It is served when there is some.
+    fn awaits_room(&self) -> bool {
+        false
+    }
+
     /// The device was reset: it forgets everything about its driver and its requests.
     fn reset(&mut self);
 

@@ -497,6 +497,10 @@ impl PciFunction for VirtioPci {
         self.serve(None, ctx);
     }
 
+    fn awaits_room(&self) -> bool {
+        self.device.awaits_room()
+    }
+
     fn takes_typed(&self) -> bool {
         self.device.takes_typed()
     }
