@@ -50,7 +50,7 @@ pub fn start(
     }
     info!("PCI: {} functions, {} with a driver", functions.len(), running.len());
     FUNCTIONS.call_once(|| functions);
-    service::begin(clock, running);
+    service::begin(clock, io_apics, running);
     disks::find();
 }
 

@@ -1,5 +1,6 @@
 //! Drivers at work: interrupts brought to them, deadlines kept, and the boot's waiting for their answers.
 
+use crate::host::apic::io::IoApics;
 use crate::host::time::Clock;
 use crate::host::{apic, cpu, interrupts};
 use crate::warn;
@@ -8,7 +9,7 @@ use alloc::task::Wake;
 use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::pin;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::task::{Context, Poll, Waker};
 use drivers::Driver;
 use drivers::pci::{Function, Kind};
@@ -46,9 +47,30 @@ impl Running {
     }
 }
 
+/// Tells a line that is stuck from one that interrupts.
+#[derive(Default)]
+struct Stuck(AtomicU32);
+
+impl Stuck {
+    /// A line may come so often in a row with nobody at work behind it: another's device, or one that was slow to
+    /// take its line back.
+    const PATIENCE: u32 = 1000;
+
+    /// The line came; whether that was once too often.
+    fn came(&self, at_work: bool) -> bool {
+        if at_work {
+            self.0.store(0, Ordering::Relaxed);
+            return false;
+        }
+        self.0.fetch_add(1, Ordering::Relaxed) == Self::PATIENCE
+    }
+}
+
 /// All drivers, and whose each interrupt is.
 struct Service {
     clock: &'static Clock,
+    io_apics: Option<&'static IoApics>,
+    stuck: Stuck,
     running: Vec<Running>,
     /// The vectors of all devices, with the driver's place above and which of its interrupts it is. Several
     /// may share one.
@@ -58,7 +80,7 @@ struct Service {
 }
 
 /// From now on these are served.
-pub fn begin(clock: &'static Clock, running: Vec<Running>) {
+pub fn begin(clock: &'static Clock, io_apics: Option<&'static IoApics>, running: Vec<Running>) {
     let sources = |(place, running): (usize, &Running)| {
         let vectors = running.function.vectors().into_iter().enumerate();
         vectors.map(move |(source, vector)| (vector, place, source)).collect::<Vec<_>>()
@@ -69,7 +91,7 @@ pub fn begin(clock: &'static Clock, running: Vec<Running>) {
     if running.iter().any(|running| !running.driver.disks().is_empty()) {
         NEXT_WATCH.store(clock.now().as_nanos() + WATCH, Ordering::Relaxed);
     }
-    SERVICE.call_once(|| Service { clock, running, sources, polled });
+    SERVICE.call_once(|| Service { clock, io_apics, stuck: Stuck::default(), running, sources, polled });
     interrupts::on_device(interrupt);
 }
 
@@ -82,8 +104,17 @@ pub fn running() -> &'static [Running] {
 fn interrupt(number: u8) {
     let Some(service) = SERVICE.get() else { return };
     let came = Vector { core: cpu::this().number(), number };
+    let (mut line, mut at_work) = (false, false);
     for (_, place, source) in service.sources.iter().filter(|(vector, ..)| *vector == came) {
-        service.running[*place].driver.serve(*source);
+        let running = &service.running[*place];
+        line |= matches!(running.function.interrupt_kind(), Kind::Line(_));
+        at_work |= running.is_at_work();
+        running.driver.serve(*source);
+    }
+    if line && service.stuck.came(at_work) {
+        // Its drivers' devices are polled as well.
+        service.io_apics.inspect(|io_apics| io_apics.mask(number));
+        warn!("PCI: an interrupt line comes again and again for nobody, and is not listened to any more");
     }
 }
 
@@ -172,5 +203,20 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
             interrupts::idle();
             look();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_stuck_once_it_came_for_nobody_too_often_in_a_row() {
+        let stuck = Stuck::default();
+        for _ in 0..10 {
+            assert!((0..Stuck::PATIENCE).all(|_| !stuck.came(false)));
+            assert!(!stuck.came(true));
+        }
+        assert_eq!((0..5000).filter(|_| stuck.came(false)).count(), 1, "it is said once");
     }
 }

@@ -117,6 +117,19 @@ impl IoApics {
         chip.write(REDIRECTION + 2 * pin, bits | u32::from(vector));
         Ok(())
     }
+
+    /// Lets no interrupt through any more that comes as `vector`.
+    #[cfg(feature = "pci")]
+    pub fn mask(&self, vector: u8) {
+        for chip in &self.chips {
+            for register in (0..chip.pins).map(|pin| REDIRECTION + 2 * pin) {
+                let entry = chip.read(register);
+                if entry & (MASKED | 0xff) == u32::from(vector) {
+                    chip.write(register, entry | MASKED);
+                }
+            }
+        }
+    }
 }
 
 /// The global interrupt of a line, and how it says that there is one.
