@@ -10,7 +10,7 @@ use xtask::machine::{Bus, Disk, Emulator, Machine, Spec};
 use xtask::manifest::{good, manifest};
 use xtask::suite::{Case, Outcome};
 
-use crate::console::{ANSWER, PROMPT, USERSPACE, command};
+use crate::console::{self, ANSWER, PROMPT, USERSPACE, command};
 use crate::lab::Lab;
 
 /// Wall time from reset to the guest's shell: Bochs's machine takes its time.
@@ -29,6 +29,7 @@ const COPIED_TO: usize = 16;
 pub fn cases() -> Vec<Case<Lab>> {
     vec![
         Case::new("emulator/nvme-guest/max", |lab: &Lab| copies(lab, Emulator::Qemu, Bus::Nvme, "nvme0")),
+        Case::new("emulator/nvme-guest/resets", resets),
         Case::new("emulator/nvme-guest/bochs", |lab: &Lab| copies(lab, Emulator::Bochs, Bus::Ata, "ata0.0")),
     ]
 }
@@ -102,6 +103,44 @@ fn copies(lab: &Lab, emulator: Emulator, bus: Bus, disk: &str) -> Result<Outcome
     if copied != pattern || !untouched {
         return Err(Error::failed("the machine's disk does not hold what the guest wrote, and nothing else"));
     }
+    Ok(Outcome::Passed)
+}
+
+/// A guest resets itself while it writes, with two CPUs and a queue for each: what is under way ends first, and the next
+/// life finds its disks.
+fn resets(lab: &Lab) -> Result<Outcome> {
+    let disk = "cpus = <2>;\ndisk0 { source = \"disk:nvme0\"; model = \"nvme\"; };";
+    let guest = xtask::manifest::Guest { properties: disk, ..good() };
+    let variant = lab.unfilled(Emulator::Qemu, "nvme-guest-resets", &manifest(&[guest]))?;
+    let image = variant.write("disk.img", &vec![0xee; 8 << 20])?;
+    let mut spec = variant.spec();
+    spec.disks.push(Disk { file: image.clone(), bus: Bus::Nvme });
+    let mut machine = Machine::spawn(&spec)?;
+    for life in 0..3 {
+        machine.expect(USERSPACE, console::BOOT)?;
+        machine.expect(PROMPT, ANSWER)?;
+        let queues = command(&mut machine, "ls -d /sys/block/nvme0n1/mq/* | wc -l", ANSWER)?;
+        if queues != ["2"] {
+            return Err(Error::failed(format!("Linux with two CPUs uses {queues:?} queues")));
+        }
+        for writer in 0..4 {
+            let line =
+                format!("while dd if=/dev/zero of=/dev/nvme0n1 bs=64k seek={writer} count=8 conv=notrunc \\");
+            machine.send(&format!("{line}\noflag=direct 2>/dev/null; do :; done &\n"))?;
+        }
+        command(&mut machine, "true", ANSWER)?;
+        if life < 2 {
+            // At once, with nobody told to prepare.
+            machine.send("echo b >/proc/sysrq-trigger\n")?;
+            machine.expect(r"\] good: reset$", ANSWER)?;
+        }
+    }
+    machine.send("\x1dm")?;
+    machine.expect(r"peerboot> $", ANSWER)?;
+    machine.send("stop good 0\r")?;
+    machine.expect(r"\] good: stopped$", ANSWER)?;
+    machine.send("list\r")?;
+    machine.expect("good .* off: stopped", ANSWER)?;
     Ok(Outcome::Passed)
 }
 
