@@ -1,8 +1,10 @@
 //! This machine as the monitor sees it.
 
+#[cfg(feature = "guest-virtio")]
+use crate::host::entropy;
 use crate::host::memory::FrameAllocator;
 use crate::host::time::Clock;
-use crate::host::{apic, cpu, entropy, exceptions, heap, interrupts, rtc};
+use crate::host::{apic, cpu, exceptions, heap, interrupts, rtc};
 use crate::{console::serial, info};
 use crate::{debug, devices};
 use alloc::boxed::Box;
@@ -129,6 +131,7 @@ impl Host for Machine {
         size.saturating_sub(used) / 4 * 3
     }
 
+    #[cfg(feature = "guest-virtio")]
     fn fill_random(&self, bytes: &mut [u8]) {
         entropy::fill(bytes);
     }

@@ -50,6 +50,7 @@ pub trait Host: Sync {
     /// How much of the monitor's own memory all guests may take together, in bytes. Asked once, before there are any.
     fn own_memory(&self) -> u64;
     /// Fills `bytes` with random ones, the best that the machine has.
+    #[cfg(feature = "virtio")]
     fn fill_random(&self, bytes: &mut [u8]);
     /// A line for the log about the guest of this name.
     fn log(&self, detail: Detail, guest: &str, message: fmt::Arguments<'_>);

@@ -28,8 +28,7 @@ pub(super) fn read(guest: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<
     let mut networks = Vec::new();
     for node in guest.children() {
         if disk::is_one(&node) {
-            node.warn_of_unknown_properties(&disk::PROPERTIES, warnings);
-            disks.push(disk::read(&node)?);
+            disks.push(disk::read(&node, warnings)?);
         } else if node.is_compatible(NETWORK) {
             node.warn_of_unknown_properties(&["compatible", "switch", "mac-address"], warnings);
             networks.push(network(&node)?);

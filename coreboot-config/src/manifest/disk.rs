@@ -1,9 +1,13 @@
 //! A guest's disks: child nodes of its node.
 
-use alloc::{borrow::ToOwned, string::String};
+use alloc::{borrow::ToOwned, string::String, vec::Vec};
 use core::fmt;
 
-use super::{error::Result, node::Node, source::Source};
+use super::{
+    error::{Result, Warning},
+    node::Node,
+    source::Source,
+};
 
 const COMPATIBLE: &str = "peerboot,disk";
 /// The longest serial number: virtio-blk and NVMe have 20 bytes for one.
@@ -104,7 +108,7 @@ pub enum Model {
 const FORMATS: [(&str, Format); 3] = [("raw", Format::Raw), ("qcow2", Format::Qcow2), ("vhd", Format::Vhd)];
 const CACHES: [(&str, Cache); 2] = [("write-back", Cache::WriteBack), ("write-through", Cache::WriteThrough)];
 const MODELS: [(&str, Model); 2] = [("virtio", Model::Virtio), ("nvme", Model::Nvme)];
-pub(super) const PROPERTIES: [&str; 10] = [
+const PROPERTIES: [&str; 10] = [
     "compatible",
     "source",
     "format",
@@ -125,7 +129,8 @@ pub(super) fn is_one(node: &Node<'_, '_>) -> bool {
         || (node.value("compatible").is_none() && node.name().strip_prefix("disk").is_some_and(numbered))
 }
 
-pub(super) fn read(node: &Node<'_, '_>) -> Result<Disk> {
+pub(super) fn read(node: &Node<'_, '_>, warnings: &mut Vec<Warning>) -> Result<Disk> {
+    node.warn_of_unknown_properties(&PROPERTIES, warnings);
     let source = source(node, "source")?.ok_or_else(|| node.wrong("source", DiskSource::EXPECTED))?;
     let format = node.word("format", &FORMATS)?.unwrap_or(Format::Raw);
     let (read_only, snapshot) = (node.flag("read-only")?, node.flag("snapshot")?);
@@ -263,11 +268,15 @@ impl fmt::Display for PartitionName {
     }
 }
 
-/// The sources of these disks and of what they stand on.
-pub(super) fn sources(disks: &[Disk]) -> impl Iterator<Item = &DiskSource> {
-    disks
+/// The files beside disks that these are in or stand on.
+pub(super) fn files(disks: &[Disk]) -> impl Iterator<Item = &Source> {
+    let sources = disks
         .iter()
-        .flat_map(|disk| core::iter::once(&disk.source).chain(disk.base.as_ref().map(|base| &base.source)))
+        .flat_map(|disk| core::iter::once(&disk.source).chain(disk.base.as_ref().map(|base| &base.source)));
+    sources.filter_map(|source| match source {
+        DiskSource::File(file) => Some(file),
+        DiskSource::Disk(_) => None,
+    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use alloc::{boxed::Box, string::String, vec::Vec};
 use super::{
     boot::{self, Boot},
     device::{self, Network},
-    disk::{self, Disk, DiskSource},
+    disk::{self, Disk},
     error::{GuestError, Result, Warning},
     node::Node,
     source::Source,
@@ -97,11 +97,7 @@ pub struct GuestConfig {
 impl GuestConfig {
     /// Every file beside disks that the guest needs: to start, and on its own disks.
     pub fn files(&self) -> impl Iterator<Item = &Source> {
-        let on_disks = disk::sources(&self.disks).filter_map(|source| match source {
-            DiskSource::File(file) => Some(file),
-            DiskSource::Disk(_) => None,
-        });
-        self.boot.files().chain(on_disks)
+        self.boot.files().chain(disk::files(&self.disks))
     }
 }
 

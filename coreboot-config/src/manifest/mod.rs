@@ -6,6 +6,7 @@
 mod blob;
 mod boot;
 mod device;
+#[cfg_attr(not(feature = "disks"), path = "no_disk.rs")]
 mod disk;
 mod error;
 mod guest;
@@ -15,7 +16,9 @@ mod source;
 pub use blob::{BlobError, BlobFault, MAX_BLOB_LEN};
 pub use boot::{Boot, DiskBoot, Entry, Files, Method, Module};
 pub use device::Network;
-pub use disk::{Base, Cache, Disk, DiskPlace, DiskSource, Format, MAX_SERIAL_LEN, Model, PartitionName};
+pub use disk::Disk;
+#[cfg(feature = "disks")]
+pub use disk::{Base, Cache, DiskPlace, DiskSource, Format, MAX_SERIAL_LEN, Model, PartitionName};
 pub use error::{GuestError, ManifestError, Warning};
 pub use guest::{Action, Console, DEFAULT_WEIGHT, GuestConfig, MAX_CAP, MAX_CPUS, MIN_MEMORY};
 pub use source::Source;

@@ -8,6 +8,7 @@ pub mod cpu;
 mod descriptors;
 #[cfg(feature = "pci")]
 pub mod dma;
+#[cfg(feature = "guest-virtio")]
 pub mod entropy;
 pub mod exceptions;
 pub mod heap;

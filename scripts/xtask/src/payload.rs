@@ -59,12 +59,13 @@ const SMALL_FLAGS: &str = "\"-Cllvm-args=-inline-threshold=30\", \"-Cllvm-args=-
                            \"-Cllvm-args=-disable-early-taildup\"";
 
 /// What is left out where flash is smallest: what stays starts Linux on AMD's processors.
-pub const LEFT_OUT_OF_SMALL: [Part; 16] = [
+pub const LEFT_OUT_OF_SMALL: [Part; 17] = [
     Part::VtX,
     Part::Linux16,
     Part::Pvh,
     Part::Multiboot,
     Part::Hermit,
+    Part::Zstd,
     Part::Prompt,
     Part::Pci,
     Part::VirtioBlk,

@@ -30,7 +30,7 @@ const PAYLOAD: &str = "payload";
 
 /// The largest payload, as it lies compressed in CBFS, whole and without all that it can do without: see
 /// docs/decisions/0005-payload-size.md.
-const PAYLOAD_LIMIT: u64 = 224 * 1024;
+const PAYLOAD_LIMIT: u64 = 512 * 1024;
 const SMALL_PAYLOAD_LIMIT: u64 = 160 * 1024;
 
 /// The options of `scripts/test`.
