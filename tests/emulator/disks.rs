@@ -13,8 +13,10 @@ use xtask::guests;
 use xtask::machine::{Bus, Disk, Emulator, Firmware, Machine, Spec};
 use xtask::suite::{Case, Outcome};
 
-use crate::console::{PROMPT, command};
-use crate::lab::{Lab, Variant};
+use crate::bad_input::said;
+use crate::console::{PROMPT, command, wait_for_shell};
+use crate::lab::{Lab, Variant, read};
+use crate::manifest::{Guest, good};
 use crate::multiplexer::{KEY, MANAGEMENT};
 
 /// Wall time until systemd offers a login: an emulator inside an emulated hypervisor, two at a time.
@@ -60,11 +62,14 @@ pub fn cases() -> Vec<Case<Lab>> {
         stays("virtio-gibibyte", VIRTIO, GIBIBYTE).long(),
         stays("nvme-gibibyte", NVME, GIBIBYTE).long(),
         stays("ahci-gibibyte", AHCI, GIBIBYTE).long(),
+        Case::new("emulator/disks/ata-login", |lab: &Lab| reaches_login(lab, ATA)),
         stays("ata", ATA, SOME).long(),
         Case::new("emulator/disks/two-systems", two_systems),
         Case::new("emulator/disks/qcow2", |lab: &Lab| image(lab, "qcow2", "qcow2")).long(),
         Case::new("emulator/disks/vhd", |lab: &Lab| image(lab, "vhd", "vpc")),
         Case::new("emulator/disks/bare", bare),
+        Case::new("emulator/disks/forgotten", what_is_written_is_forgotten),
+        Case::new("emulator/disks/missing", what_is_missing_is_said),
     ]
 }
 
@@ -99,6 +104,19 @@ fn everything_stays(lab: &Lab, test: &str, way: Way, mebibytes: u32) -> Result<O
     let mut machine = Machine::spawn(&plain(lab, &system, way.bus)?)?;
     log_in(&mut machine, BOOT)?;
     finds_all(&mut machine, &sum)?;
+    Ok(Outcome::Passed)
+}
+
+/// The system boots to its login, and lets its disk be as it should.
+fn reaches_login(lab: &Lab, way: Way) -> Result<Outcome> {
+    let test = "disks-login";
+    let disk = node("disk0", way.names[0], way.model, "");
+    let variant = lab.unfilled(way.emulator, test, &manifest(&[("system", disk)]))?;
+    let system = fresh_system(lab, test)?;
+    let mut machine = boot(&variant, way.bus, &[&system])?;
+    log_in(&mut machine, SLOW)?;
+    switch_off(&mut machine, SLOW)?;
+    check_file_system(&system)?;
     Ok(Outcome::Passed)
 }
 
@@ -197,6 +215,68 @@ fn image(lab: &Lab, format: &str, tools_name: &str) -> Result<Outcome> {
     check_data(&raw, &sum)?;
     let _ = fs::remove_file(&raw);
     Ok(Outcome::Passed)
+}
+
+/// A guest finds what is on a disk in the ROM, and cannot write it; what it writes to a snapshot is there until its life
+/// ends, and nowhere else.
+fn what_is_written_is_forgotten(lab: &Lab) -> Result<Outcome> {
+    let variant = lab.variant(Emulator::Qemu, "disks-forgotten")?;
+    let disks = format!(
+        "{}\ndisk1 {{ source = \"cbfs:words\"; read-only; model = \"nvme\"; }};",
+        node("disk0", VIRTIO.names[0], "nvme", "snapshot;")
+    );
+    variant.manifest(&crate::manifest::manifest(&[Guest { properties: &disks, ..good() }]))?;
+    variant.cbfs.add("words", &variant.write("words", b"as it was in the ROM\n")?)?;
+    let mut content = b"as it was on the disk\n".to_vec();
+    content.resize(1 << 20, 0);
+    let image = variant.write("disk.img", &content)?;
+    let mut machine = boot(&variant, Bus::Virtio, &[&image])?;
+    for life in 0..2 {
+        wait_for_shell(&mut machine)?;
+        command(&mut machine, "dmesg -n 1", WORK)?;
+        says(&mut machine, "head -n 1 /dev/nvme0n1", "as it was on the disk")?;
+        says(&mut machine, "head -n 1 /dev/nvme1n1", "as it was in the ROM")?;
+        says(&mut machine, "cat /sys/block/nvme1n1/ro", "1")?;
+        let write = "dd of=/dev/nvme0n1 bs=4096 conv=sync,notrunc,fsync 2>/dev/null";
+        command(&mut machine, &format!("echo changed | {write}; echo 3 > /proc/sys/vm/drop_caches"), WORK)?;
+        says(&mut machine, "head -n 1 /dev/nvme0n1", "changed")?;
+        if life == 0 {
+            machine.send("reboot\n")?;
+        }
+    }
+    drop(machine);
+    if read(&image)? == content { Ok(Outcome::Passed) } else { Err(Error::failed("the disk was written")) }
+}
+
+/// What a manifest looks for in vain is named beside what is there; a disk that one guest writes no other has; and the
+/// other guests start.
+fn what_is_missing_is_said(lab: &Lab) -> Result<Outcome> {
+    let disk = |source: &str, more: &str| format!("disk0 {{ source = \"{source}\"; {more} }};");
+    let tiny = |name, disk| Guest { properties: disk, ..Guest::tiny(name, "cbfs:guests/hello") };
+    let disks = [
+        ("nowhere", disk("disk:nvme7", "")),
+        ("unlabelled", disk("disk:virtio0/part:label/home", "")),
+        ("unfiled", disk("disk:virtio0/part:2/file:/images/web.img", "")),
+        ("no-image", disk("disk:virtio0/part:1", "format = \"qcow2\";")),
+        ("holder", disk("disk:virtio0/part:2", "")),
+        ("late", disk("disk:virtio0", "read-only;")),
+        ("last", disk("disk:virtio0/part:1", "read-only;")),
+    ];
+    let guests: Vec<Guest> = disks.iter().map(|(name, disk)| tiny(name, disk)).collect();
+    let variant = lab.unfilled(Emulator::Qemu, "disks-missing", &crate::manifest::manifest(&guests))?;
+    variant.cbfs.add("guests/hello", &guests::tiny(lab.project(), "hello")?)?;
+    let mut machine = boot(&variant, Bus::Virtio, &[&fresh_system(lab, "disks-missing")?])?;
+    machine.expect("last: .* ready$", WORK)?;
+    said(
+        &machine,
+        &[
+            "nowhere: disk0: disk:nvme7: there is no such disk; there are virtio0",
+            "unlabelled: disk0: .*there is no such partition; the disk has 1 .label/esp, .*2 .label/root",
+            "unfiled: disk0: disk:virtio0/part:2/file:/images/web.img: .*/images/web.img",
+            "no-image: disk0: disk:virtio0/part:1: no qcow2 header",
+            "late: disk0: .*late's disk0 cannot read `disk:virtio0`: holder's disk0 writes `disk:virtio0/part:2`",
+        ],
+    )
 }
 
 /// The system boots in plain QEMU by its own boot loader, and lets its disk be as it should.

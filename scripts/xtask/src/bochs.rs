@@ -65,6 +65,10 @@ pub(crate) fn run_on_terminal(spec: &Spec) -> Result<()> {
 /// without a terminal.
 fn launch(spec: &Spec, dir: &Path, pace: Pace) -> Result<(Child, TcpStream)> {
     packages::require_bochs()?;
+    for disk in &spec.disks {
+        // Bochs marks an image that it uses, and is always killed, so that it never takes the mark away.
+        let _ = fs::remove_file(disk.file.with_added_extension("lock"));
+    }
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| lost(&e))?;
     let port = listener.local_addr().map_err(|e| lost(&e))?.port();
 
