@@ -1,6 +1,7 @@
 //! The virtio devices under Linux's drivers: a disk of the machine's, one in flash, the console, random numbers.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use xtask::error::{Error, Result};
@@ -11,9 +12,8 @@ use crate::console::{ANSWER, BOOT, PROMPT, command, wait_for_shell};
 use crate::lab::Lab;
 use crate::manifest::{Guest, good, manifest};
 
-/// Debian's modules for all of them, in the order in which they go in; the console's last, since it takes over
-/// what is typed.
-const MODULES: [&str; 8] = [
+/// Debian's modules for all of them but the console, in the order in which they go in.
+const MODULES: [&str; 7] = [
     "virtio/virtio_ring.ko",
     "virtio/virtio.ko",
     "virtio/virtio_pci_modern_dev.ko",
@@ -21,43 +21,21 @@ const MODULES: [&str; 8] = [
     "virtio/virtio_pci.ko",
     "block/virtio_blk.ko",
     "char/hw_random/virtio-rng.ko",
-    "char/virtio_console.ko",
 ];
+/// The console's, which takes over what is typed.
+const CONSOLE: &str = "char/virtio_console.ko";
 const DISK_BYTES: usize = 128 << 10;
 /// Wall time for a command that moves the whole disk a few times.
 const WORK: Duration = Duration::from_secs(180);
 
 /// How the devices are seen.
 pub fn cases() -> Vec<Case<Lab>> {
-    vec![Case::new("emulator/virtio/linux", linux)]
+    vec![Case::new("emulator/virtio/linux", linux), Case::new("emulator/virtio/wires", wires)]
 }
 
 /// Linux finds all of them, and uses them; what it writes is on the machine's disk.
 fn linux(lab: &Lab) -> Result<Outcome> {
-    const RAMDISK: &str = "guests/debian/initramfs";
-    let bytes: Vec<u8> =
-        (0..DISK_BYTES / 4).flat_map(|n| (n as u32).wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
-    let variant = lab.variant(Emulator::Qemu, "virtio")?;
-    variant.cbfs.remove(RAMDISK)?;
-    variant.cbfs.add(RAMDISK, &variant.write("initramfs", &lab.initramfs_with(&MODULES)?)?)?;
-    let disk = variant.write("disk.img", &bytes)?;
-    variant.cbfs.add("guests/disk.img", &disk)?;
-    variant.manifest(&manifest(&[Guest {
-        properties: "cpus = <2>; console = \"virtio\"; entropy;\n\
-                     disk0 { source = \"disk:nvme0\"; serial = \"first-of-two\"; };\n\
-                     disk1 { source = \"cbfs:guests/disk.img\"; read-only; };",
-        ..good()
-    }]))?;
-    let mut machine =
-        Machine::spawn(&Spec { disks: vec![Disk { file: disk.clone(), bus: Bus::Nvme }], ..variant.spec() })?;
-    wait_for_shell(&mut machine)?;
-    // Lines that wrap could not be told from answers.
-    command(&mut machine, "stty cols 500; dmesg -n 1", ANSWER)?;
-
-    let (console, others) = MODULES.split_last().unwrap_or((&"", &[]));
-    for module in others {
-        says(&mut machine, &format!("insmod /lib/{} && echo loaded", name(module)), "loaded")?;
-    }
+    let (mut machine, disk) = boot(lab, "virtio", "console=ttyS0")?;
     says(&mut machine, "cat /sys/block/vda/serial", "first-of-two")?;
     says(&mut machine, "cat /sys/block/vda/size", &(DISK_BYTES / 512).to_string())?;
     says(&mut machine, "cat /sys/block/vda/ro /sys/block/vdb/ro", "0\n1")?;
@@ -90,7 +68,7 @@ fn linux(lab: &Lab) -> Result<Outcome> {
 
     // The shell at the serial port lives on, but hears nothing any more.
     let shell = "setsid sh -c 'exec sh -i </dev/hvc0 >/dev/hvc0 2>&1' &";
-    machine.send(&format!("insmod /lib/{}; {shell}\n", name(console)))?;
+    machine.send(&format!("insmod /lib/{}; {shell}\n", name(CONSOLE)))?;
     machine.expect(r"built-in shell \(ash\)", ANSWER)?;
     machine.expect(PROMPT, ANSWER)?;
     says(&mut machine, "tty", "/dev/hvc0")?;
@@ -102,10 +80,52 @@ fn linux(lab: &Lab) -> Result<Outcome> {
     let after = fs::read(&disk).map_err(|e| Error::file("read", &disk, &e))?;
     let written: Vec<u8> = b"peerboot\n".iter().copied().cycle().take(90_000).collect();
     let (start, end) = (8 * 4096, 8 * 4096 + written.len());
-    if after[start..end] != written || after[..start] != bytes[..start] || after[end..] != bytes[end..] {
+    if after[start..end] != written || after[..start] != bytes()[..start] || after[end..] != bytes()[end..] {
         return Err(Error::failed(format!("{} is not what the guest made of it", disk.display())));
     }
     Ok(Outcome::Passed)
+}
+
+/// Without messages, Linux hears of them by the wires of PCI.
+fn wires(lab: &Lab) -> Result<Outcome> {
+    let (mut machine, _) = boot(lab, "virtio-wires", "console=ttyS0 pci=nomsi")?;
+    says(&mut machine, "cmp /dev/vda /dev/vdb && echo same", "same")?;
+    says(&mut machine, "dd if=/dev/hwrng bs=64 count=2 iflag=fullblock 2>/dev/null | wc -c", "128")?;
+    says(&mut machine, "grep -c 'IO-APIC.*-fasteoi.* virtio[0-9]' /proc/interrupts", "3")?;
+    says(&mut machine, "grep -c 'PCI-MSI' /proc/interrupts", "0")?;
+    Ok(Outcome::Passed)
+}
+
+/// A machine with a guest that has all of them, and all their drivers but the console's; and the machine's disk.
+fn boot(lab: &Lab, test: &str, bootargs: &str) -> Result<(Machine, PathBuf)> {
+    const RAMDISK: &str = "guests/debian/initramfs";
+    let variant = lab.variant(Emulator::Qemu, test)?;
+    variant.cbfs.remove(RAMDISK)?;
+    let modules = [&MODULES[..], &[CONSOLE]].concat();
+    variant.cbfs.add(RAMDISK, &variant.write("initramfs", &lab.initramfs_with(&modules)?)?)?;
+    let disk = variant.write("disk.img", &bytes())?;
+    variant.cbfs.add("guests/disk.img", &disk)?;
+    variant.manifest(&manifest(&[Guest {
+        bootargs,
+        properties: "cpus = <2>; console = \"virtio\"; entropy;\n\
+                     disk0 { source = \"disk:nvme0\"; serial = \"first-of-two\"; };\n\
+                     disk1 { source = \"cbfs:guests/disk.img\"; read-only; };",
+        ..good()
+    }]))?;
+    let disks = vec![Disk { file: disk.clone(), bus: Bus::Nvme }];
+    let mut machine = Machine::spawn(&Spec { disks, ..variant.spec() })?;
+    wait_for_shell(&mut machine)?;
+    // Lines that wrap could not be told from answers.
+    command(&mut machine, "stty cols 500; dmesg -n 1", ANSWER)?;
+    for module in MODULES {
+        says(&mut machine, &format!("insmod /lib/{} && echo loaded", name(module)), "loaded")?;
+    }
+    Ok((machine, disk))
+}
+
+/// What is on both disks.
+fn bytes() -> Vec<u8> {
+    (0..DISK_BYTES / 4).flat_map(|n| (n as u32).wrapping_mul(0x9e37_79b1).to_le_bytes()).collect()
 }
 
 /// A module's file name.

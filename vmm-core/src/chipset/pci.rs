@@ -408,7 +408,7 @@ mod tests {
             });
             config.add_bar(0, BarLayout { bytes: 0x1000, wide: false, prefetchable: false }).unwrap();
             config.add_bar(2, BarLayout { bytes: 0x4000, wide: true, prefetchable: true }).unwrap();
-            Box::new(Self { config, told: None })
+            Box::new(Self { config: config.with_interrupt_pin(1), told: None })
         }
     }
 
@@ -424,6 +424,9 @@ mod tests {
         }
         fn bar_read(&mut self, bar: u8, offset: u64, _width: Width, _ctx: &mut Context) -> u64 {
             if offset == 0x10 { u64::from(self.told.unwrap_or(0xff)) } else { u64::from(bar) << 16 | offset }
+        }
+        fn interrupt(&self) -> bool {
+            self.told == Some(0x0c)
         }
         fn awaits_room(&self) -> bool {
             self.told == Some(0x3c)
@@ -576,6 +579,28 @@ mod tests {
         board.console.debugged.clear();
         assert!(board.with(|_, ctx| bus.wind_down(ctx)));
         assert_eq!(board.console.debugged, b"???", "nobody waits for it any more");
+    }
+
+    #[test]
+    fn a_pin_ends_at_the_io_apic() {
+        const LEVEL: u32 = 1 << 15;
+        let mut board = Board::new();
+        board.chipset.add_pci_function(PciAddress::new(0, 3, 0), Echo::new()).unwrap();
+        board.route(intx_pin(3, 0), LEVEL | 0x51, 1);
+        let config = 0xb000_0000 + (3 << 15);
+        board.write(config + 4, Width::Word, 1 << 10).unwrap();
+        board.write(config + 0x0c, Width::Byte, 0).unwrap();
+        assert_eq!(board.take(1), None, "the guest wants none");
+        board.write(config + 4, Width::Word, 0).unwrap();
+        board.write(config + 0x0c, Width::Byte, 0).unwrap();
+        assert_eq!(
+            (board.take(0), board.take(1), board.take(1)),
+            (None, Some(0x51), Some(0x51)),
+            "for as long as it is"
+        );
+        board.write(config + 0x0d, Width::Byte, 0).unwrap();
+        board.take(1);
+        assert_eq!(board.take(1), None);
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl Board {
     }
 
     /// Sets an IOAPIC entry for physical destination `vcpu`.
-    fn route(&mut self, pin: u8, low: u32, vcpu: u8) {
+    pub(super) fn route(&mut self, pin: u8, low: u32, vcpu: u8) {
         for (register, value) in [(0x11 + 2 * pin, u32::from(vcpu) << 24), (0x10 + 2 * pin, low)] {
             self.write(0xfec0_0000, Width::Dword, register.into()).unwrap();
             self.write(0xfec0_0010, Width::Dword, value.into()).unwrap();
@@ -130,7 +130,7 @@ impl Board {
     }
 
     /// What `vcpu` takes now, with its end.
-    fn take(&mut self, vcpu: usize) -> Option<u8> {
+    pub(super) fn take(&mut self, vcpu: usize) -> Option<u8> {
         let mut apic = self.apics.lock(vcpu).unwrap();
         let vector = apic.pending_vector()?;
         apic.acknowledge(vector);
