@@ -47,7 +47,7 @@ impl Buffer {
 
     /// So many zeroes of its own, which devices do not reach.
     pub fn zeroed(len: usize) -> Self {
-        Self::holding(&vec![0; len])
+        Self::new(Arc::new(Copied(Mutex::new(vec![0; len].into_boxed_slice()))))
     }
 
     /// The same where there is memory for them, else `None`.

@@ -10,8 +10,10 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-/// So many clusters are counted at a time, in 4 MiB of memory: 128 GiB in clusters of 64 KiB.
-const WINDOW: u64 = 1 << 21;
+/// So many clusters are counted at a time, in 2 MiB of memory: 64 GiB in clusters of 64 KiB.
+const WINDOW: u64 = 1 << 20;
+/// Tables are read in pieces of at most so many bytes.
+const PIECE: u64 = 64 << 10;
 /// Something that nothing else may refer to: header, L1 tables, refcounts.
 const ALONE: u16 = 1 << 15;
 /// An L2 table, which snapshots may share, but nothing else.
@@ -176,17 +178,21 @@ impl Image<'_> {
         for table in tables {
             let number = layout.number(table);
             counts.add(number..number.saturating_add(1), TABLE, at)?;
-            let bytes = read_bytes_or_zeros(self.file, table, layout.cluster_size() as usize).await?;
-            let (entries, _) = bytes.as_chunks();
-            for entry in entries.iter().map(|bytes| u64::from_be_bytes(*bytes)).filter(|entry| *entry != 0) {
-                let cluster = layout.cluster(entry)?;
-                let doubtful = match cluster {
-                    Cluster::Data(place) | Cluster::Zero(Some(place)) => !place.own,
-                    Cluster::Compressed(_) => entry & COPIED != 0,
-                    Cluster::Absent | Cluster::Zero(None) => false,
-                };
-                counts.doubtful |= active && doubtful;
-                counts.add(layout.referred(cluster), 0, table)?;
+            for (at, len) in pieces(table, layout.cluster_size()) {
+                let bytes = read_bytes_or_zeros(self.file, at, len).await?;
+                let (entries, _) = bytes.as_chunks();
+                for entry in
+                    entries.iter().map(|bytes| u64::from_be_bytes(*bytes)).filter(|entry| *entry != 0)
+                {
+                    let cluster = layout.cluster(entry)?;
+                    let doubtful = match cluster {
+                        Cluster::Data(place) | Cluster::Zero(Some(place)) => !place.own,
+                        Cluster::Compressed(_) => entry & COPIED != 0,
+                        Cluster::Absent | Cluster::Zero(None) => false,
+                    };
+                    counts.doubtful |= active && doubtful;
+                    counts.add(layout.referred(cluster), 0, table)?;
+                }
             }
         }
         Ok(())
@@ -254,22 +260,26 @@ impl Image<'_> {
         for entry in &mut l1 {
             let Some(table) = layout.table(*entry, WRONG_TABLE)? else { continue };
             correct_flag(entry, counts.get(layout.number(table)), repaired);
-            let mut bytes = read_bytes_or_zeros(self.file, table, layout.cluster_size() as usize).await?;
-            let found = repaired.flags;
-            let (entries, _) = bytes.as_chunks_mut();
-            for bytes in entries {
-                let mut entry = u64::from_be_bytes(*bytes);
-                let count = match layout.cluster(entry)? {
-                    Cluster::Absent | Cluster::Zero(None) => continue,
-                    // Never written in place.
-                    Cluster::Compressed(_) => Some(0),
-                    Cluster::Data(place) | Cluster::Zero(Some(place)) => counts.get(layout.number(place.at)),
-                };
-                correct_flag(&mut entry, count, repaired);
-                *bytes = entry.to_be_bytes();
-            }
-            if repaired.flags != found {
-                self.file.write(table, Buffer::holding(&bytes)).await?;
+            for (at, len) in pieces(table, layout.cluster_size()) {
+                let mut bytes = read_bytes_or_zeros(self.file, at, len).await?;
+                let found = repaired.flags;
+                let (entries, _) = bytes.as_chunks_mut();
+                for bytes in entries {
+                    let mut entry = u64::from_be_bytes(*bytes);
+                    let count = match layout.cluster(entry)? {
+                        Cluster::Absent | Cluster::Zero(None) => continue,
+                        // Never written in place.
+                        Cluster::Compressed(_) => Some(0),
+                        Cluster::Data(place) | Cluster::Zero(Some(place)) => {
+                            counts.get(layout.number(place.at))
+                        }
+                    };
+                    correct_flag(&mut entry, count, repaired);
+                    *bytes = entry.to_be_bytes();
+                }
+                if repaired.flags != found {
+                    self.file.write(at, Buffer::holding(&bytes)).await?;
+                }
             }
         }
         if repaired.flags != before {
@@ -286,6 +296,12 @@ impl Image<'_> {
 }
 
 const WRONG_TABLE: &str = "an L1 entry points into a cluster";
+
+/// The `len` bytes at `at` in pieces.
+fn pieces(at: u64, len: u64) -> impl Iterator<Item = (u64, usize)> {
+    let end = at.saturating_add(len);
+    (at..end).step_by(PIECE as usize).map(move |at| (at, end.saturating_sub(at).min(PIECE) as usize))
+}
 
 /// An entry says that its cluster is its own where nothing else refers to it.
 fn correct_flag(entry: &mut u64, count: Option<u64>, repaired: &mut Repaired) {

@@ -1,7 +1,7 @@
 //! Making empty images.
 
 use super::Qcow2Error;
-use super::header::{Header, UNFINISHED, compose};
+use super::header::{Header, MOST_L1, UNFINISHED, compose};
 use super::layout::Layout;
 use crate::block::{BlockDevice, BlockError, zero};
 use crate::buffer::Buffer;
@@ -32,9 +32,9 @@ pub async fn create(file: &dyn BlockDevice, size: u64, backing: Option<&Base>) -
     if !size.is_multiple_of(512) {
         return Err(wrong_size);
     }
-    // As many as a reader takes: 512 TiB.
+    // As many as a reader takes: 32 TiB.
     let l1_len =
-        u32::try_from(LAYOUT.l1_entries(size)).ok().filter(|len| *len <= 1 << 20).ok_or(wrong_size)?;
+        u32::try_from(LAYOUT.l1_entries(size)).ok().filter(|len| *len <= MOST_L1).ok_or(wrong_size)?;
     let l1_at = LAYOUT.start(L1_TABLE);
     let used = LAYOUT.clusters(0, l1_at.saturating_add(u64::from(l1_len).saturating_mul(8))).end;
     let end = LAYOUT.start(used);

@@ -15,12 +15,14 @@ const LENGTH_2: u32 = 72;
 const LENGTH_3: u32 = 104;
 /// The most that a backing file's name may have.
 const LONGEST_NAME: u32 = 1023;
-/// The most entries of an L1 table, 8 MiB: 512 TiB in the usual clusters of 64 KiB.
-const MOST_L1: u32 = 1 << 20;
-/// The most entries of a refcount table.
-const MOST_REFCOUNT_BLOCKS: u64 = 1 << 20;
+/// The most entries of an L1 table, 512 KiB: 32 TiB in the usual clusters of 64 KiB.
+pub const MOST_L1: u32 = 1 << 16;
+/// The most entries of a refcount table that are looked at, 512 KiB.
+pub const MOST_REFCOUNT_BLOCKS: u64 = 1 << 16;
 /// The most snapshots in one image.
-const MOST_SNAPSHOTS: u32 = 4096;
+const MOST_SNAPSHOTS: u32 = 256;
+/// What is kept of a snapshot's name, in bytes.
+const LONGEST_SNAPSHOT: usize = 255;
 
 /// Bits of the features that a reader must know.
 mod incompatible {
@@ -65,8 +67,8 @@ pub struct Header {
     pub(super) l1_at: u64,
     pub(super) l1_len: u32,
     pub(super) refcounts_at: u64,
-    /// The refcount table's length.
-    pub(super) refcount_blocks: u32,
+    /// The refcount table's length in clusters.
+    pub(super) refcount_clusters: u32,
     pub(super) snapshots_at: u64,
     pub(super) snapshots: u32,
 }
@@ -140,7 +142,7 @@ impl Header {
             l1_at: be_u64(&start, 40),
             l1_len: be_u32(&start, 36),
             refcounts_at: be_u64(&start, 48),
-            refcount_blocks: 0,
+            refcount_clusters: 0,
             snapshots_at: be_u64(&start, 64),
             snapshots: be_u32(&start, 60),
         };
@@ -162,11 +164,10 @@ impl Header {
         if !layout.is_place(self.l1_at) && self.l1_len != 0 {
             return wrong("the L1 table's place", self.l1_at);
         }
-        let blocks = u64::from(refcount_clusters).saturating_mul(layout.cluster_size() / 8);
-        if blocks == 0 || blocks > MOST_REFCOUNT_BLOCKS {
-            return wrong("the refcount table's length", refcount_clusters.into());
+        if refcount_clusters == 0 {
+            return wrong("the refcount table's length", 0);
         }
-        self.refcount_blocks = u32::try_from(blocks).unwrap_or(0);
+        self.refcount_clusters = refcount_clusters;
         if !layout.is_place(self.refcounts_at) {
             return wrong("the refcount table's place", self.refcounts_at);
         }
@@ -362,8 +363,8 @@ pub async fn read_snapshots(
             return Err(field("the length of a snapshot's L1 table", l1_len));
         }
         snapshots.push(Snapshot {
-            id: text(id.into()),
-            name: text(name.into()),
+            id: text(id.get(..LONGEST_SNAPSHOT).unwrap_or(id).into()),
+            name: text(name.get(..LONGEST_SNAPSHOT).unwrap_or(name).into()),
             seconds: be_u32(&head, 16),
             size: (extra >= 16).then(|| be_u64(extra_data, 8)),
             l1_at,

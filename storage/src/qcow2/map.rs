@@ -7,8 +7,8 @@ use crate::fields::be_u64;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
-/// How many slices of L2 tables are kept: 1 MiB, of 8 GiB of a disk in clusters of 64 KiB.
-const SLICES: usize = 256;
+/// How many slices of L2 tables are kept: 512 KiB, of 4 GiB of a disk in clusters of 64 KiB.
+const SLICES: usize = 128;
 /// The L1 table is written in sectors of so many bytes.
 const SECTOR: u64 = 512;
 
@@ -94,16 +94,22 @@ impl Map {
         !self.l1_dirty.is_empty() || self.l2.is_dirty()
     }
 
-    /// What is to be written, and where.
-    pub fn dirty(&self) -> Vec<(u64, Vec<u8>)> {
-        let l1 = self.l1_dirty.iter().map(|sector| {
-            let start = sector.saturating_mul(SECTOR);
-            let entries = self.l1.iter().skip((start / 8) as usize).take(SECTOR as usize / 8);
-            let mut bytes: Vec<u8> = entries.flat_map(|entry| entry.to_be_bytes()).collect();
-            bytes.resize(SECTOR as usize, 0);
-            (self.l1_at.saturating_add(start), bytes)
-        });
+    /// Where what is to be written lies.
+    pub fn dirty(&self) -> Vec<u64> {
+        let l1 = self.l1_dirty.iter().map(|sector| self.l1_at.saturating_add(sector.saturating_mul(SECTOR)));
         self.l2.dirty().chain(l1).collect()
+    }
+
+    /// What is to be written there.
+    pub fn bytes(&mut self, at: u64) -> Vec<u8> {
+        if let Some((bytes, _)) = self.l2.get(at) {
+            return bytes.to_vec();
+        }
+        let first = usize::try_from(at.saturating_sub(self.l1_at) / 8).unwrap_or(usize::MAX);
+        let entries = self.l1.iter().skip(first).take(SECTOR as usize / 8);
+        let mut bytes: Vec<u8> = entries.flat_map(|entry| entry.to_be_bytes()).collect();
+        bytes.resize(SECTOR as usize, 0);
+        bytes
     }
 
     /// All of it has been written.

@@ -24,7 +24,7 @@ use crate::claims::Claims;
 use crate::fields::be_u64;
 use crate::image::QCOW2_MAGIC;
 use crate::join;
-use crate::lock::Guarded;
+use crate::lock::{Guarded, Lock};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -42,6 +42,12 @@ use spin::Mutex;
 const SECTOR: u64 = 512;
 /// Discarding looks at so many clusters at a time.
 const CLEARED_AT_ONCE: u64 = 1024;
+/// So many slices of tables are written at a time, 64 KiB.
+const WRITTEN_AT_ONCE: usize = 16;
+/// What is copied from cluster to cluster is in memory in pieces of at most so many bytes,
+const COPIED_AT_ONCE: u64 = 64 << 10;
+/// and that so many times.
+const COPIERS: usize = 8;
 /// With so many ranges of clusters to give back, a request does not wait for the next flush.
 const MOST_FREED: usize = 4096;
 
@@ -127,6 +133,10 @@ pub struct Qcow2 {
     claims: Claims,
     /// What the compressed cluster expands to that was read last: those who read on read it again.
     expanded: Mutex<Option<(Stream, Vec<u8>)>>,
+    /// One cluster is expanded at a time, for the sake of memory;
+    expanding: Lock,
+    /// and so many are copied.
+    copiers: [Lock; COPIERS],
     /// A request that writes was dropped before it ended.
     abandoned: AtomicBool,
 }
@@ -182,6 +192,8 @@ impl Qcow2 {
             refcounts: Guarded::new(refcounts),
             claims: Claims::default(),
             expanded: Mutex::new(None),
+            expanding: Lock::default(),
+            copiers: Default::default(),
             abandoned: AtomicBool::new(false),
         })
     }
@@ -254,8 +266,11 @@ impl Qcow2 {
         let dirty = self.map.lock().dirty();
         file.flush().await?;
         if !dirty.is_empty() {
-            join::all(dirty.iter().map(|(at, bytes)| file.write(*at, Buffer::holding(bytes))).collect())
-                .await?;
+            for some in dirty.chunks(WRITTEN_AT_ONCE) {
+                let writes =
+                    some.iter().map(|at| file.write(*at, Buffer::holding(&self.map.lock().bytes(*at))));
+                join::all(writes.collect()).await?;
+            }
             file.flush().await?;
             self.map.lock().clean();
         }
@@ -287,15 +302,15 @@ impl Qcow2 {
         }
         let new = self.allocate(refcounts, 1).await?;
         let at = self.layout().start(new.start);
-        let len = self.layout().cluster_size() as usize;
-        let copied = async {
-            let bytes = match table {
-                Some(old) => read_bytes_or_zeros(&*self.file, old.at, len).await?,
-                None => vec![0; len],
-            };
-            self.file.write(at, Buffer::holding(&bytes)).await
+        let len = self.layout().cluster_size();
+        let copied = match table {
+            Some(old) => {
+                let place = Place { at: old.at, own: false };
+                self.copy(Cluster::Data(place), 0..len, at).await
+            }
+            None => zero(&*self.file, at, len).await,
         };
-        if let Err(error) = copied.await {
+        if let Err(error) = copied {
             refcounts.release(&*self.file, new).await?;
             return Err(error);
         }
@@ -372,6 +387,9 @@ impl Qcow2 {
             part(cluster);
             return Ok(());
         }
+        let _one = self.expanding.hold().await;
+        // Another's memory is given back first.
+        *self.expanded.lock() = None;
         let bytes = read_bytes_or_zeros(&*self.file, stream.at, stream.len as usize).await?;
         let mut cluster = vec![0; self.layout().cluster_size() as usize];
         if !compressed::expand(self.header.compression, &bytes, &mut cluster) {
@@ -541,9 +559,19 @@ impl Qcow2 {
         if self.is_zero(cluster, start) {
             return zero(&*self.file, to, len).await;
         }
-        let buffer = Buffer::zeroed(usize::try_from(len).unwrap_or(0));
-        self.read_from(cluster, range.start, &buffer).await?;
-        self.file.write(to, buffer).await
+        // There is not memory for all that want to copy.
+        let copier = self.layout().number(to) as usize % COPIERS;
+        let _one = match self.copiers.get(copier) {
+            Some(copier) => Some(copier.hold().await),
+            None => None,
+        };
+        let buffer = Buffer::zeroed(len.min(COPIED_AT_ONCE) as usize);
+        for at in range.clone().step_by(COPIED_AT_ONCE as usize) {
+            let piece = part(&buffer, 0, range.end.saturating_sub(at).min(COPIED_AT_ONCE) as usize)?;
+            self.read_from(cluster, at, &piece).await?;
+            self.file.write(to.saturating_add(at.saturating_sub(range.start)), piece).await?;
+        }
+        Ok(())
     }
 
     /// Makes whole clusters zero without writing zeros; where it cannot be said that they are, zeros are written if

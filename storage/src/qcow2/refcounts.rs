@@ -1,13 +1,12 @@
 //! How many refer to each cluster of the image's file, and which are free.
 
 use super::cache::Cache;
-use super::header::{Header, move_refcounts};
+use super::header::{Header, MOST_REFCOUNT_BLOCKS, move_refcounts};
 use super::layout::Layout;
-use super::{Qcow2Error, read_table};
-use crate::block::{BlockDevice, BlockError, read_bytes_or_zeros};
+use super::{Qcow2Error, WRITTEN_AT_ONCE, read_table};
+use crate::block::{BlockDevice, BlockError, read_bytes_or_zeros, zero};
 use crate::buffer::Buffer;
 use crate::fields::{array, put};
-use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -15,8 +14,6 @@ use core::ops::Range;
 const SLICES: usize = 64;
 /// The refcount table is written in sectors of so many bytes.
 const SECTOR: u64 = 512;
-/// The most refcount blocks: the table has 8 MiB then.
-const MOST_BLOCKS: u64 = 1 << 20;
 
 /// The refcounts of an image that is written.
 ///
@@ -25,6 +22,9 @@ const MOST_BLOCKS: u64 = 1 << 20;
 pub struct Refcounts {
     layout: Layout,
     table_at: u64,
+    /// How many clusters the table has.
+    clusters: u64,
+    /// What of it counts clusters that the file has room for.
     table: Vec<u64>,
     blocks: Cache,
     /// No cluster before this one is free.
@@ -39,15 +39,23 @@ impl Refcounts {
     /// The refcounts of the image with this header.
     pub async fn read(file: &dyn BlockDevice, header: &Header) -> Result<Self, Qcow2Error> {
         let layout = header.layout;
-        let table = read_table(file, header.refcounts_at, header.refcount_blocks).await?;
+        let (table_at, clusters) = (header.refcounts_at, u64::from(header.refcount_clusters));
         let limit = layout.number(file.geometry().size());
+        // What counts clusters behind the end of the file counts nothing.
+        let needed = limit.wrapping_shr(layout.refcount_bits()).saturating_add(1);
+        let len = needed.min(clusters.saturating_mul(layout.cluster_size() / 8));
+        if len > MOST_REFCOUNT_BLOCKS {
+            return Err(Qcow2Error::Field { name: "the refcount table's length", found: clusters });
+        }
+        let table = read_table(file, table_at, u32::try_from(len).unwrap_or(0)).await?;
         let blocks = Cache::new(layout.slice_size(), SLICES);
-        Ok(Self { layout, table_at: header.refcounts_at, table, blocks, next: 1, limit, freed: Vec::new() })
+        Ok(Self { layout, table_at, clusters, table, blocks, next: 1, limit, freed: Vec::new() })
     }
 
     /// The clusters that the table lies in.
     pub fn table_clusters(&self) -> Range<u64> {
-        self.layout.clusters(self.table_at, (self.table.len() as u64).saturating_mul(8))
+        let first = self.layout.number(self.table_at);
+        first..first.saturating_add(self.clusters)
     }
 
     /// Where the blocks are that there are.
@@ -204,12 +212,14 @@ impl Refcounts {
     ) -> Result<(), BlockError> {
         let bits = self.layout.refcount_bits();
         let index = number.wrapping_shr(bits);
-        let mut block = vec![0; self.layout.cluster_size() as usize];
-        if place.wrapping_shr(bits) == index {
-            set_in(&mut block, self.layout.refcount_order, self.in_block(place), 1);
-        }
         let at = self.layout.start(place);
-        file.write(at, Buffer::holding(&block)).await?;
+        let own = self.in_block(place);
+        self.write_block(
+            file,
+            at,
+            if place.wrapping_shr(bits) == index { own..own.saturating_add(1) } else { 0..0 },
+        )
+        .await?;
         file.flush().await?;
         let sector = index.saturating_mul(8) / SECTOR;
         let first = sector.saturating_mul(SECTOR / 8);
@@ -222,6 +232,26 @@ impl Refcounts {
         self.blocks.forget(at..at.saturating_add(self.layout.cluster_size()));
         if let Some(entry) = usize::try_from(index).ok().and_then(|index| self.table.get_mut(index)) {
             *entry = at;
+        }
+        Ok(())
+    }
+
+    /// Writes a new block, whose counts are zero but for some of one.
+    async fn write_block(&self, file: &dyn BlockDevice, at: u64, ones: Range<u64>) -> Result<(), BlockError> {
+        let order = self.layout.refcount_order;
+        zero(file, at, self.layout.cluster_size()).await?;
+        // So many are in a sector.
+        let some = (SECTOR * 8).wrapping_shr(order);
+        let first = ones.start.saturating_sub(ones.start & some.wrapping_sub(1));
+        for (number, sector) in
+            (first..ones.end).step_by(some as usize).zip(first.wrapping_shl(order) / 8 / SECTOR..)
+        {
+            let mut bytes = [0; SECTOR as usize];
+            for count in ones.start.max(number)..ones.end.min(number.saturating_add(some)) {
+                set_in(&mut bytes, order, count.saturating_sub(number), 1);
+            }
+            let sector_at = at.saturating_add(sector.saturating_mul(SECTOR));
+            file.write(sector_at, Buffer::holding(&bytes)).await?;
         }
         Ok(())
     }
@@ -243,7 +273,7 @@ impl Refcounts {
         let used = blocks.saturating_add(clusters);
         let len = clusters.saturating_mul(layout.cluster_size() / 8);
         if covered.saturating_add(used) > self.limit
-            || len > MOST_BLOCKS
+            || len > MOST_REFCOUNT_BLOCKS
             || old_len.saturating_add(blocks) > len
         {
             return Err(no_room);
@@ -251,13 +281,10 @@ impl Refcounts {
         self.write_back(file).await?;
         let mut table = self.table.clone();
         for index in 0..blocks {
-            let mut block = vec![0; layout.cluster_size() as usize];
             let first = index.wrapping_shl(bits);
-            for number in first..used.min(first.saturating_add(1_u64.wrapping_shl(bits))) {
-                set_in(&mut block, layout.refcount_order, self.in_block(number), 1);
-            }
             let at = layout.start(covered.saturating_add(index));
-            file.write(at, Buffer::holding(&block)).await?;
+            let ones = used.saturating_sub(first).min(1_u64.wrapping_shl(bits));
+            self.write_block(file, at, 0..ones).await?;
             table.push(at);
         }
         table.resize(len as usize, 0);
@@ -268,7 +295,7 @@ impl Refcounts {
         move_refcounts(file, at, u32::try_from(clusters).unwrap_or(u32::MAX)).await?;
         let new = layout.start(covered)..layout.start(covered.saturating_add(used));
         self.blocks.forget(new);
-        (self.table, self.table_at) = (table, at);
+        (self.table, self.table_at, self.clusters) = (table, at, clusters);
         for number in old_clusters {
             self.lower(file, number).await?;
         }
@@ -319,9 +346,13 @@ impl Refcounts {
 
     /// Writes all changes; a flush makes them safe.
     pub async fn write_back(&mut self, file: &dyn BlockDevice) -> Result<(), BlockError> {
-        let dirty: Vec<(u64, Vec<u8>)> = self.blocks.dirty().collect();
-        let writes = dirty.iter().map(|(at, bytes)| file.write(*at, Buffer::holding(bytes))).collect();
-        crate::join::all(writes).await?;
+        let dirty: Vec<u64> = self.blocks.dirty().collect();
+        for some in dirty.chunks(WRITTEN_AT_ONCE) {
+            let slices = some.iter().filter_map(|at| Some((*at, self.blocks.get(*at)?.0.to_vec())));
+            let slices: Vec<(u64, Vec<u8>)> = slices.collect();
+            let writes = slices.iter().map(|(at, bytes)| file.write(*at, Buffer::holding(bytes)));
+            crate::join::all(writes.collect()).await?;
+        }
         self.blocks.clean();
         Ok(())
     }

@@ -262,7 +262,7 @@ fn an_overlay_is_made_and_rolled_back() {
         assert!(raw(&file.bytes()) != expected);
         wait(roll_back(&*file)).unwrap();
     }
-    // Without a backing, larger than an L1 table of one cluster shows, and without room.
+    // Without a backing, with an L1 table of two clusters, and without room.
     wait(create(&*file, 8 << 40, None)).unwrap();
     assert_clean(&file.bytes(), "8 TiB");
     let image = open(&file, None).unwrap();

@@ -30,10 +30,10 @@ const LAST_WORD: usize = SECTOR as usize / 4 - 1;
 const LARGEST_BLOCK: u32 = 256 << 20;
 /// Zeros are written in pieces of at most so many bytes.
 const ZEROS: u64 = 64 << 10;
-/// So many bitmaps wait for a flush, those of 512 MiB in the usual blocks.
-const MOST_MARKED: usize = 256;
-/// The longest block table, for 2 TiB in the usual blocks.
-const MOST_BLOCKS: u32 = 1 << 20;
+/// So many bytes of bitmaps wait for a flush, those of 512 MiB in the usual blocks.
+const MOST_MARKED: u64 = 128 << 10;
+/// The longest block table, for 512 GiB in the usual blocks.
+const MOST_BLOCKS: u32 = 1 << 18;
 
 /// Why an image cannot be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -430,7 +430,11 @@ impl Sparse {
             marked.insert(place, bitmap);
             marked.len()
         };
-        if marked > MOST_MARKED { self.write_marks(file).await } else { Ok(()) }
+        if (marked as u64).saturating_mul(self.bitmap_size) > MOST_MARKED {
+            self.write_marks(file).await
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes the bitmaps that are in memory, between two flushes. The caller alone changes them.
