@@ -10,7 +10,7 @@ use super::apic;
 use super::cpu;
 use crate::{info, warn};
 use core::time::Duration;
-use sources::{Counters, Reading};
+use sources::{Counters, Reading, Sample, sample};
 use spin::Once;
 use vmm_core::time::Instant;
 
@@ -93,7 +93,7 @@ pub const fn per_nano(khz: u64) -> u64 {
 pub struct Calibration {
     counters: Counters,
     start: Reading,
-    apic_start: (u64, u32),
+    apic_start: Sample,
 }
 
 impl Calibration {
@@ -101,7 +101,7 @@ impl Calibration {
     pub fn start(acpi: Option<&Acpi>) -> Self {
         let counters = Counters::find(acpi);
         let start = counters.read();
-        Self { counters, start, apic_start: (cpu::tsc(), apic::local::remaining_count()) }
+        Self { counters, start, apic_start: sample(apic_timer) }
     }
 
     /// Ends the comparison once it has lasted long enough, and starts the clock, whose origin is `origin`
@@ -111,8 +111,10 @@ impl Calibration {
         while self.counters.since(&self.start) < WINDOW && cpu::tsc() - began < PATIENCE {
             core::hint::spin_loop();
         }
-        let apic_ticks = u64::from(self.apic_start.1.wrapping_sub(apic::local::remaining_count()));
-        let apic_span = cpu::tsc() - self.apic_start.0;
+        let apic_end = sample(apic_timer);
+        // It counts 32 bits down.
+        let apic_ticks = (self.apic_start.value as u32).wrapping_sub(apic_end.value as u32);
+        let apic_span = apic_end.tsc - self.apic_start.tsc;
         let estimates = self.counters.estimates(&self.start);
         let chosen = majority::choose(&estimates).unwrap_or_else(|| {
             warn!("nothing says how fast the TSC runs; 1 GHz is assumed");
@@ -142,6 +144,11 @@ impl Calibration {
         apic::local::start_timer(khz as u64);
         clock
     }
+}
+
+/// What the local APIC's timer shows.
+fn apic_timer() -> u64 {
+    u64::from(apic::local::remaining_count())
 }
 
 /// Time since the payload was entered; zero until the clock runs.

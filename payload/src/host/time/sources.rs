@@ -26,9 +26,9 @@ pub struct Counters {
 
 /// A counter's value and the TSC's at that moment.
 #[derive(Clone, Copy)]
-struct Sample {
-    tsc: u64,
-    value: u64,
+pub struct Sample {
+    pub tsc: u64,
+    pub value: u64,
 }
 
 /// All counters at about one moment.
@@ -38,8 +38,9 @@ pub struct Reading {
     pit: Option<Sample>,
 }
 
-/// Reads a counter between two readings of the TSC, several times, and keeps the closest pair.
-fn sample(read: impl Fn() -> u64) -> Sample {
+/// Reads a counter between two readings of the TSC, several times, and keeps the closest pair: between two
+/// readings this CPU may be kept busy for milliseconds, by SMM or by an emulator.
+pub fn sample(read: impl Fn() -> u64) -> Sample {
     let once = |_| {
         let before = cpu::tsc();
         let value = read();
