@@ -52,7 +52,8 @@ pub fn cases() -> Vec<Case<Lab>> {
     let stays = |name: &str, way: Way, mebibytes: u32| {
         let name = format!("disks-{name}");
         Case::new(format!("emulator/{}", name.replacen('-', "/", 1)), move |lab: &Lab| {
-            everything_stays(lab, &name, way, mebibytes)
+            everything_stays(lab, &name, way, mebibytes)?;
+            if mebibytes == GIBIBYTE { stays_for_others(lab, &name, way) } else { Ok(Outcome::Passed) }
         })
     };
     vec![
@@ -62,20 +63,20 @@ pub fn cases() -> Vec<Case<Lab>> {
         stays("virtio-gibibyte", VIRTIO, GIBIBYTE).long(),
         stays("nvme-gibibyte", NVME, GIBIBYTE).long(),
         stays("ahci-gibibyte", AHCI, GIBIBYTE).long(),
-        Case::new("emulator/disks/ata-login", |lab: &Lab| reaches_login(lab, ATA)),
+        Case::new("emulator/disks/ata-login", |lab: &Lab| reaches_login(lab, ATA)).long(),
         stays("ata", ATA, SOME).long(),
         Case::new("emulator/disks/two-systems", two_systems),
         Case::new("emulator/disks/qcow2", |lab: &Lab| image(lab, "qcow2", "qcow2")).long(),
         Case::new("emulator/disks/vhd", |lab: &Lab| image(lab, "vhd", "vpc")),
-        Case::new("emulator/disks/bare", bare),
+        Case::new("emulator/disks/bare", bare).long(),
         Case::new("emulator/disks/forgotten", what_is_written_is_forgotten),
         Case::new("emulator/disks/missing", what_is_missing_is_said),
     ]
 }
 
-/// A package from a second disk is installed and data written; after a reboot all is there, for Peerboot, for the
-/// file system's own check, and for the same system in plain QEMU.
-fn everything_stays(lab: &Lab, test: &str, way: Way, mebibytes: u32) -> Result<Outcome> {
+/// A package from a second disk is installed and data written; after a reboot all is there, for the system and for the
+/// file system's own check.
+fn everything_stays(lab: &Lab, test: &str, way: Way, mebibytes: u32) -> Result<()> {
     let patience = if way.emulator == Emulator::Bochs { SLOW } else { BOOT };
     let nodes = [node("disk0", way.names[0], way.model, ""), node("disk1", way.names[1], way.model, "")];
     let variant = lab.unfilled(way.emulator, test, &manifest(&[("system", nodes.concat())]))?;
@@ -97,12 +98,18 @@ fn everything_stays(lab: &Lab, test: &str, way: Way, mebibytes: u32) -> Result<O
     switch_off(&mut machine, patience)?;
     check_file_system(&system)?;
     check_data(&system, &sum)?;
-    if way.emulator == Emulator::Bochs {
-        return Ok(Outcome::Passed);
-    }
+    Ok(())
+}
 
-    let mut machine = Machine::spawn(&plain(lab, &system, way.bus)?)?;
+/// All is there for the same system in plain QEMU too.
+fn stays_for_others(lab: &Lab, test: &str, way: Way) -> Result<Outcome> {
+    // Debian's cloud kernel, which only knew the guest's disk so far, has no driver for AHCI.
+    let bus = if way.bus == Bus::Ahci { Bus::Virtio } else { way.bus };
+    let dir = lab.project().build(&format!("tests/{test}"))?;
+    let mut machine = Machine::spawn(&plain(lab, &dir.join("debian.img"), bus)?)?;
     log_in(&mut machine, BOOT)?;
+    let sum = command(&mut machine, "cat /root/sum", WORK)?.join("");
+    let sum = sum.split_whitespace().next().unwrap_or_default().to_owned();
     finds_all(&mut machine, &sum)?;
     Ok(Outcome::Passed)
 }
