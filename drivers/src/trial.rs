@@ -1,10 +1,14 @@
 //! What every driver of disks is tried with: random requests in random order of completion, against a model.
 
 use crate::driver::Driver;
-use crate::testing::{FakePlatform, poll};
+use crate::platform::Platform;
+use crate::testing::{self, FakePlatform, poll};
+use alloc::sync::Arc;
 use core::task::Poll;
 use proptest::prelude::*;
 use storage::{BlockDevice, BlockError, Buffer, Reply};
+
+const SECOND: u64 = 1_000_000_000;
 
 /// A device below a driver, as far as a trial cares.
 pub trait Device {
@@ -12,6 +16,41 @@ pub trait Device {
     fn step(&self, choice: usize);
     /// What is on the disk.
     fn image(&self) -> Vec<u8>;
+}
+
+/// A driver at work on a fake device.
+pub trait Rig {
+    /// Where it runs.
+    fn platform(&self) -> &FakePlatform;
+    /// The driver.
+    fn driver(&self) -> &dyn Driver;
+    /// What it drives.
+    fn device(&self) -> &dyn Device;
+
+    /// The first of its disks.
+    fn disk(&self) -> Arc<dyn BlockDevice> {
+        Arc::clone(&self.driver().disks()[0].device)
+    }
+
+    /// What comes of a request while the device works and time goes on.
+    fn wait(&self, reply: Reply<'_>) -> Result<(), BlockError> {
+        testing::run(reply, || {
+            self.device().step(0);
+            self.driver().serve(0);
+            self.platform().pass(SECOND / 4);
+            if self.driver().deadline().is_some_and(|deadline| deadline <= self.platform().now()) {
+                self.driver().recover();
+            }
+        })
+    }
+
+    /// Reads from the first disk what is on it.
+    fn reads(&self) -> Result<(), BlockError> {
+        let (disk, buffer) = (self.disk(), Buffer::zeroed(1024));
+        self.wait(disk.read(512, buffer.clone()))?;
+        assert_eq!(buffer.to_vec(), self.device().image()[512..1536]);
+        Ok(())
+    }
 }
 
 /// Where a request's bytes are.

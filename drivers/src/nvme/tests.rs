@@ -1,11 +1,11 @@
 use super::fake::{Fake, Fault, Kind, Namespace};
 use super::*;
-use crate::testing::{FakePlatform, poll, run};
-use crate::trial::{self, Device};
+use crate::testing::{FakePlatform, poll};
+use crate::trial::{self, Device, Rig};
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
 use proptest::prelude::*;
-use storage::{BlockDevice, BlockError, Buffer, Reply};
+use storage::{BlockError, Buffer};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -40,28 +40,17 @@ fn usual() -> Set {
     set(Kind::default(), vec![(1, disk_of(512, 4096))])
 }
 
-impl Set {
-    fn disk(&self) -> Arc<dyn BlockDevice> {
-        Arc::clone(&self.driver.disks[0].device)
+impl Rig for Set {
+    fn platform(&self) -> &FakePlatform {
+        &self.platform
     }
 
-    /// What comes of a request while the device works and time goes on.
-    fn wait(&self, reply: Reply<'_>) -> Result<(), BlockError> {
-        run(reply, || {
-            self.fake.step(0);
-            self.driver.serve(0);
-            self.platform.pass(SECOND / 4);
-            if self.driver.deadline().is_some_and(|deadline| deadline <= self.platform.now()) {
-                self.driver.recover();
-            }
-        })
+    fn driver(&self) -> &dyn Driver {
+        &self.driver
     }
 
-    fn reads(&self) -> Result<(), BlockError> {
-        let (disk, buffer) = (self.disk(), Buffer::zeroed(1024));
-        self.wait(disk.read(512, buffer.clone()))?;
-        assert_eq!(buffer.to_vec(), self.fake.image()[512..1536]);
-        Ok(())
+    fn device(&self) -> &dyn Device {
+        &*self.fake
     }
 }
 
