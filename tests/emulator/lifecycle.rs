@@ -10,10 +10,7 @@ use xtask::suite::Outcome;
 use crate::console::{ANSWER, BOOT, command, wait_for_shell};
 use crate::lab::Lab;
 use crate::manifest::{Guest, good, manifest};
-
-/// Peerboot's key and what opens the management prompt.
-const OPEN_PROMPT: &str = "\x1dm";
-const MANAGEMENT: &str = "peerboot> $";
+use crate::multiplexer::{KEY, MANAGEMENT};
 
 /// Lives before memory is first looked at, and between that and the second time.
 const LIVES_BEFORE: u32 = 20;
@@ -34,7 +31,7 @@ pub fn lives_leave_nothing(lab: &Lab) -> Result<Outcome> {
     }]))?;
     let mut machine = variant.boot()?;
     machine.expect("cat: starts again", BOOT)?;
-    machine.send(OPEN_PROMPT)?;
+    machine.send(&format!("{KEY}m"))?;
     machine.expect(MANAGEMENT, ANSWER)?;
 
     live(&mut machine, LIVES_BEFORE)?;
@@ -130,9 +127,9 @@ pub fn deaf_guest(lab: &Lab) -> Result<Outcome> {
     machine.expect("deaf: deaf from now on", BOOT)?;
     machine.send("is anybody there?\r")?;
     // The answer to this shows that the guest was told: whatever is wrong after that begins before the next key.
-    machine.send("\x1dl")?;
+    machine.send(&format!("{KEY}l"))?;
     machine.expect(r"^ 1 deaf .* running$", ANSWER)?;
-    machine.send(OPEN_PROMPT)?;
+    machine.send(&format!("{KEY}m"))?;
     machine.expect(MANAGEMENT, ANSWER)?;
     machine.send("stop deaf 0\r")?;
     machine.expect(r"\] deaf: stopped$", ANSWER)?;
