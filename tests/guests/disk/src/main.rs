@@ -1,6 +1,11 @@
-//! Reads and writes lines of text on its disk, one a sector.
+//! Reads and writes lines of text on its disk, one a sector; and counts there until the power goes.
 #![no_std]
 #![no_main]
+
+extern crate alloc;
+
+use alloc::format;
+use alloc::vec::Vec;
 
 use runtime::{console, print, println, virtio};
 
@@ -8,7 +13,11 @@ runtime::app!(main);
 
 fn main(_: &runtime::Machine) {
     let Some(mut disk) = virtio::disks().pop() else { return println!("disk: this guest has none") };
-    println!("disk: {} sectors. Ask for read NUMBER, or write NUMBER TEXT; quit ends it.", disk.capacity());
+    println!(
+        "disk: {} sectors. Ask for read NUMBER, write NUMBER TEXT, or count FROM STEP;",
+        disk.capacity()
+    );
+    println!("quit ends it.");
     loop {
         print!("disk> ");
         let line = console::read_line();
@@ -20,9 +29,16 @@ fn main(_: &runtime::Machine) {
                 sector.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
                 disk.write_blocks(number, &sector).and_then(|()| disk.flush())
             }
+            (Some("count"), Some(from), Some(step)) => match step.parse() {
+                Ok(step) => count(&mut disk, from, step),
+                Err(_) => {
+                    println!("{step:?} is no number");
+                    continue;
+                }
+            },
             (Some("quit"), None, None) => return println!("good-bye"),
             _ => {
-                println!("{line:?} is none of read, write, quit");
+                println!("{line:?} is none of read, write, count, quit");
                 continue;
             }
         };
@@ -31,4 +47,25 @@ fn main(_: &runtime::Machine) {
             (result, _) => println!("no text: {result:?}"),
         }
     }
+}
+
+/// The size of what is written with one number in front, in bytes.
+const BLOCK: usize = 4096;
+
+/// Writes the numbers from `first` on, several at once, one every `step` sectors, and says up to which they are safe:
+/// until the disk ends, or the power goes.
+fn count(disk: &mut virtio::Disk, first: usize, step: usize) -> virtio::Result {
+    let end = disk.capacity() as usize / step.max(BLOCK / 512);
+    for batch in (first..end).step_by(virtio::AT_ONCE) {
+        let numbers = batch..end.min(batch + virtio::AT_ONCE);
+        let block = |number| {
+            let mut block = format!("{number:016}").into_bytes();
+            block.resize(BLOCK, 0);
+            (number * step, block)
+        };
+        virtio::write_at_once(disk, &numbers.clone().map(block).collect::<Vec<_>>())?;
+        disk.flush()?;
+        println!("safe:{}:", numbers.end - 1);
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use alloc::alloc::{alloc_zeroed, dealloc, handle_alloc_error};
 use alloc::vec::Vec;
 use core::alloc::Layout;
 use core::ptr::NonNull;
-use virtio_drivers::device::blk::VirtIOBlk;
+use virtio_drivers::device::blk::{BlkReq, BlkResp, VirtIOBlk};
 use virtio_drivers::transport::DeviceType;
 use virtio_drivers::transport::pci::bus::{Command, ConfigurationAccess, DeviceFunction, PciRoot};
 use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
@@ -17,6 +17,44 @@ const DATA_PORT: u16 = 0xcfc;
 
 /// A disk.
 pub type Disk = VirtIOBlk<Identity, PciTransport>;
+
+/// What the drivers' functions give.
+pub use virtio_drivers::Result;
+
+/// As many requests as [`write_at_once`] takes: a third of the driver's queue, for each may need three of its places.
+pub const AT_ONCE: usize = 5;
+
+/// Writes blocks at sectors, all under way at the same time; at most [`AT_ONCE`].
+///
+/// # Errors
+/// The disk refuses one of them.
+///
+/// # Panics
+/// There are more.
+pub fn write_at_once(disk: &mut Disk, blocks: &[(usize, Vec<u8>)]) -> Result {
+    assert!(blocks.len() <= AT_ONCE, "{} requests at once", blocks.len());
+    let mut headers: [(BlkReq, BlkResp); AT_ONCE] = Default::default();
+    let mut tokens = [None; AT_ONCE];
+    for (((sector, block), (request, response)), token) in blocks.iter().zip(&mut headers).zip(&mut tokens) {
+        // SAFETY: all three live, and nobody touches them, until the request is completed below.
+        *token = Some(unsafe { disk.write_blocks_nb(*sector, request, block, response) }?);
+    }
+    let mut result = Ok(());
+    for _ in blocks {
+        let done = loop {
+            match disk.peek_used() {
+                Some(token) => break token,
+                None => core::hint::spin_loop(),
+            }
+        };
+        let n = tokens.iter().position(|token| *token == Some(done)).expect("a request of somebody else's");
+        let (request, response) = &mut headers[n];
+        // SAFETY: these are what the request of this token was made with.
+        let ended = unsafe { disk.complete_write_blocks(done, request, &blocks[n].1, response) };
+        result = result.and(ended);
+    }
+    result
+}
 
 /// Every disk on bus 0, in the order of their slots.
 pub fn disks() -> Vec<Disk> {
