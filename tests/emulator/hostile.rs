@@ -136,8 +136,7 @@ enum Witness {
 pub fn cases() -> Vec<Case<Lab>> {
     vec![
         Case::new("emulator/hostile/max", |lab: &Lab| attacks(lab, Emulator::Qemu, Witness::Linux)),
-        // Beside another test its witness has died once, in the kernel's own entry, for a reason not found yet.
-        Case::new("emulator/hostile/streams", streams).alone(),
+        Case::new("emulator/hostile/streams", streams),
         Case::new("emulator/hostile/bochs", |lab: &Lab| attacks(lab, Emulator::Bochs, Witness::Steady)),
         Case::new("emulator/hostile/campaign", campaign).long(),
     ]

@@ -138,14 +138,25 @@ pub fn deaf_guest(lab: &Lab) -> Result<Outcome> {
 
 /// A guest sends its second CPU, which has a core of its own, back to its beginning thousands of times.
 pub fn start_up(lab: &Lab) -> Result<Outcome> {
-    let variant = lab.unfilled(
-        Emulator::Qemu,
-        "start-up",
-        &manifest(&[Guest { properties: "cpus = <2>;", ..Guest::tiny("tiny", "cbfs:guests/start-up") }]),
-    )?;
-    variant.cbfs.add("guests/start-up", &guests::tiny(lab.project(), "start-up")?)?;
+    on_two_cores(lab, "start-up")
+}
+
+/// A guest is interrupted thousands of times while its second CPU has the emulator stop the first again and again.
+pub fn delivered_once(lab: &Lab) -> Result<Outcome> {
+    on_two_cores(lab, "delivered-once")
+}
+
+/// A tiny guest with two CPUs passes.
+fn on_two_cores(lab: &Lab, program: &str) -> Result<Outcome> {
+    let kernel = format!("cbfs:guests/{program}");
+    let guest = Guest { properties: "cpus = <2>;", ..Guest::tiny("tiny", &kernel) };
+    let variant = lab.unfilled(Emulator::Qemu, program, &manifest(&[guest]))?;
+    variant.cbfs.add(&format!("guests/{program}"), &guests::tiny(lab.project(), program)?)?;
     let mut machine = variant.boot()?;
-    machine.expect("(PASS|FAIL) start-up", BOOT)?;
+    let verdict = machine.expect(&format!("(PASS|FAIL) {program}"), BOOT)?;
+    if verdict.contains("FAIL") {
+        return Err(Error::failed(machine.transcript()));
+    }
     machine.expect(r"\] tiny: powered off$", ANSWER)?;
     Ok(Outcome::Passed)
 }

@@ -186,6 +186,17 @@ pub fn work() {
     }
 }
 
+/// Adds to a number that lies in two cache lines: a CPU locks its bus for that (SDM 9.1.2.2), and QEMU stops all
+/// other CPUs.
+pub fn lock_the_bus() {
+    #[repr(align(64))]
+    struct Lines(#[expect(dead_code, reason = "only assembly reaches it")] [u8; 128]);
+    static mut LINES: Lines = Lines([0; 128]);
+    let number = (&raw mut LINES).cast::<u8>().wrapping_add(62);
+    // SAFETY: the number lies within `LINES`, which nothing else touches.
+    unsafe { asm!("lock inc dword ptr [{}]", in(reg) number, options(nostack)) }
+}
+
 /// STI and HLT with nothing between, then CLI: waits for one interrupt that may already be pending.
 #[inline(always)]
 pub fn wait_for_interrupt() {

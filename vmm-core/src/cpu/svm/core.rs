@@ -31,6 +31,7 @@ mod feature {
 #[derive(Clone, Copy)]
 pub struct SvmFeatures {
     bits: u32,
+    repeats_injection: bool,
 }
 
 impl SvmFeatures {
@@ -49,6 +50,11 @@ impl SvmFeatures {
     /// PAUSEs far apart are not counted together.
     pub fn pause_filter_threshold(self) -> bool {
         self.bits & feature::PAUSE_FILTER_THRESHOLD != 0
+    }
+    /// An interrupt injected as an event may be delivered twice: QEMU's own emulation (seen in 7.2) does so when it
+    /// is asked to look around before the guest's next exit.
+    pub fn repeats_injection(self) -> bool {
+        self.repeats_injection
     }
     /// VMRUN switches SPEC_CTRL.
     pub fn virtual_spec_ctrl(self) -> bool {
@@ -85,7 +91,7 @@ impl Core {
         }
         let core = Self {
             features,
-            svm: SvmFeatures { bits: leaf.edx },
+            svm: SvmFeatures { bits: leaf.edx, repeats_injection: runs_on_tcg() },
             permissions: Arc::from(PermissionMaps::new(&features)),
             host: Vmcb::zeroed(),
             save_area: Vmcb::zeroed(),
@@ -160,6 +166,14 @@ impl fmt::Display for Core {
         }
         Ok(())
     }
+}
+
+/// Whether the CPU is QEMU's own emulation: it names itself where hypervisors do, which set this bit.
+fn runs_on_tcg() -> bool {
+    const HYPERVISOR: u32 = 1 << 31;
+    const TCG: [&[u8; 4]; 3] = [b"TCGT", b"CGTC", b"GTCG"];
+    let name = __cpuid(0x4000_0000);
+    __cpuid(1).ecx & HYPERVISOR != 0 && [name.ebx, name.ecx, name.edx].map(u32::to_le_bytes).iter().eq(TCG)
 }
 
 /// The physical address of a block: the monitor runs identity-mapped.

@@ -158,9 +158,37 @@ impl Vcpu {
         let kind = info & event::TYPE;
         let software =
             kind == event::SOFTWARE_INTERRUPT || (kind == event::EXCEPTION && matches!(info & 0xff, 3 | 4));
+        if kind == event::INTERRUPT {
+            // QEMU 7.2 leaves it set until the delivery is complete.
+            self.take_virtual_interrupt();
+        }
         if !software {
             self.vmcb.event_injection = info;
         }
+    }
+
+    /// An interrupt that is to be delivered, and was not yet. The same bit without a vector, but with an intercept,
+    /// is the request for a window.
+    fn virtual_interrupt(&self) -> Option<u8> {
+        let word = self.vmcb.virtual_interrupt;
+        let waits = word & virtual_interrupt::IRQ != 0 && self.vmcb.intercept1 & intercept1::VINTR == 0;
+        waits.then_some(((word & virtual_interrupt::VECTOR) >> virtual_interrupt::VECTOR_SHIFT) as u8)
+    }
+
+    fn take_virtual_interrupt(&mut self) -> Option<u8> {
+        use virtual_interrupt::{IGNORE_TPR, IRQ, VECTOR};
+        let vector = self.virtual_interrupt()?;
+        self.vmcb.virtual_interrupt &= !(IRQ | IGNORE_TPR | VECTOR);
+        Some(vector)
+    }
+
+    /// Has the CPU deliver an interrupt that it accepts as a virtual one (APM 15.21.4).
+    fn set_virtual_interrupt(&mut self, vector: u8) {
+        use virtual_interrupt::{IGNORE_TPR, IRQ, VECTOR, VECTOR_SHIFT};
+        let vmcb = &mut *self.vmcb;
+        vmcb.intercept1 &= !intercept1::VINTR;
+        vmcb.virtual_interrupt &= !VECTOR;
+        vmcb.virtual_interrupt |= IRQ | IGNORE_TPR | u64::from(vector) << VECTOR_SHIFT;
     }
 
     fn note_nmi_progress(&mut self) {
@@ -445,6 +473,9 @@ impl VirtualCpu for Vcpu {
         self.end_step();
         self.vmcb.event_injection = event::VALID
             | match event {
+                Event::Interrupt(vector) if self.svm.repeats_injection() => {
+                    return self.set_virtual_interrupt(vector);
+                }
                 Event::Interrupt(vector) => event::INTERRUPT | u64::from(vector),
                 Event::Nmi => {
                     self.nmi_blocking = NmiBlocking::UntilIret;
@@ -459,7 +490,7 @@ impl VirtualCpu for Vcpu {
     }
 
     fn injection_pending(&self) -> bool {
-        self.vmcb.event_injection & event::VALID != 0
+        self.vmcb.event_injection & event::VALID != 0 || self.virtual_interrupt().is_some()
     }
 
     fn accepts_interrupt(&self) -> bool {
@@ -478,12 +509,24 @@ impl VirtualCpu for Vcpu {
     /// ours that is caught the moment it could be delivered. The hardware could compare priorities itself, but
     /// QEMU 7.2 takes equal ones for enough, and ends with an assertion when MOV to CR8 lets such a one in: so
     /// that is caught as long as anything waits.
+    ///
+    /// An interrupt on its way has the one place that there is for virtual ones: where another may come before that
+    /// one's end, it is injected as an event instead.
     fn request_interrupt_window(&mut self, priority_class: Option<u8>) {
         use virtual_interrupt::{IGNORE_TPR, IRQ};
+        if let Some(vector) = self.virtual_interrupt()
+            && priority_class.is_some_and(|class| class > vector >> 4)
+        {
+            self.take_virtual_interrupt();
+            self.vmcb.event_injection = event::VALID | event::INTERRUPT | u64::from(vector);
+        }
         let task_priority = self.task_priority_class();
-        let vmcb = &mut *self.vmcb;
         let deliverable = priority_class.is_some_and(|class| class > task_priority);
-        if deliverable && vmcb.interrupt_shadow & 1 == 0 {
+        let on_its_way = self.virtual_interrupt().is_some();
+        let vmcb = &mut *self.vmcb;
+        if on_its_way {
+            // The place is taken; its end, which exits, is soon enough for the other.
+        } else if deliverable && vmcb.interrupt_shadow & 1 == 0 {
             vmcb.virtual_interrupt |= IRQ | IGNORE_TPR;
             vmcb.intercept1 |= intercept1::VINTR;
         } else {

@@ -105,6 +105,8 @@ pub mod virtual_interrupt {
     pub const IGNORE_TPR: u64 = 1 << 20;
     /// RFLAGS.IF and CR8 in the guest are virtual; the host's own IF decides about physical interrupts.
     pub const MASKING: u64 = 1 << 24;
+    pub const VECTOR: u64 = 0xff << VECTOR_SHIFT;
+    pub const VECTOR_SHIFT: u32 = 32;
 }
 
 /// A segment register as the VMCB holds it.
