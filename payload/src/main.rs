@@ -134,8 +134,8 @@ fn add_guests(monitor: &'static Monitor, core: &Core, cbfs: &Cbfs<'static>, fram
             info!("{name}: {memory} MiB, {cpus} CPU(s), off until it is started");
             continue;
         }
-        match monitor.start(guest, core) {
-            Ok(_) => {
+        match devices::block_on(monitor.start(guest, core)) {
+            Ok(()) => {
                 info!("{name}: {memory} MiB, {cpus} CPU(s), ready");
                 to_be_seen.extend(shown.then_some(number));
             }

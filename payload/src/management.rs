@@ -172,7 +172,7 @@ impl<'a> Management<'a> {
             {
                 return !off;
             }
-            if !started_again {
+            if !started_again && guest.state == GuestState::Running {
                 warn!("{}: has not switched off in time; its power is cut", stop.name);
             }
             guests.request(&stop.name, Request::Stop);
@@ -300,7 +300,8 @@ impl<'a> Management<'a> {
             match (guest.state, guest.last_end) {
                 (GuestState::Running, _) => writeln!(out, "running")?,
                 (GuestState::Ending, _) => writeln!(out, "ending")?,
-                (GuestState::Starting | GuestState::Restarting(_), _) => writeln!(out, "restarting")?,
+                (GuestState::Starting, _) => writeln!(out, "starting")?,
+                (GuestState::Restarting(_), _) => writeln!(out, "restarting")?,
                 (GuestState::Off, None) => writeln!(out, "off")?,
                 (GuestState::Off, Some(end)) => writeln!(out, "off: {end}")?,
             }

@@ -5,6 +5,9 @@ use crate::host::apic::io::IoApics;
 use crate::host::memory::FrameAllocator;
 use crate::host::time::Clock;
 use core::fmt::{self, Write};
+use core::future::Future;
+use core::pin::pin;
+use core::task::{Context, Poll, Waker};
 use vmm_core::time::Instant;
 
 /// Leaves all devices as firmware did.
@@ -24,6 +27,16 @@ pub fn next_look(_now: impl FnOnce() -> Instant) -> u64 {
 
 /// Looks at nothing.
 pub fn look() {}
+
+/// Does what without devices waits for nobody.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return value;
+        }
+    }
+}
 
 /// Says that there is no list.
 pub fn list(out: &mut dyn Write) -> fmt::Result {

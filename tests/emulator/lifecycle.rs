@@ -2,21 +2,25 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+use xtask::debian_disk;
 use xtask::error::{Error, Result};
 use xtask::guests;
-use xtask::machine::{Emulator, Machine};
+use xtask::machine::{Emulator, Machine, Spec};
 use xtask::suite::Outcome;
 
 use crate::console::{ANSWER, BOOT, command, wait_for_shell};
 use crate::lab::Lab;
 use crate::manifest::{Guest, good, manifest};
-use crate::multiplexer::{KEY, MANAGEMENT};
+use crate::multiplexer::{KEY, MANAGEMENT, manage};
 
 /// Lives before memory is first looked at, and between that and the second time.
 const LIVES_BEFORE: u32 = 20;
 const LIVES_BETWEEN: u32 = 1000;
-/// Wall time for those, each of which is followed by a pause.
-const LIVES: Duration = Duration::from_secs(600);
+/// Wall time for those.
+const LIVES: Duration = Duration::from_secs(1200);
+/// Wall time for a start from a disk.
+const START: Duration = Duration::from_secs(300);
 /// How much of the heap may be in use that was not before, in KiB: a leak of a hundred bytes a life is more.
 const HEAP_SLACK: u64 = 64;
 
@@ -51,7 +55,7 @@ pub fn lives_leave_nothing(lab: &Lab) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Waits until the guest has had so many lives, and stops it.
+/// Waits until the guest has had so many lives, and stops it. Pauses, which grow as no life is long, are cut short.
 fn live(machine: &mut Machine, lives: u32) -> Result<()> {
     let deadline = Instant::now() + LIVES;
     loop {
@@ -62,7 +66,10 @@ fn live(machine: &mut Machine, lives: u32) -> Result<()> {
             None => return Err(Error::failed(line)),
             Some(lived) if lived >= lives => break,
             Some(_) if Instant::now() > deadline => return Err(Error::failed(format!("too slow: {line}"))),
-            Some(_) => {}
+            Some(_) => {
+                machine.send("start cat\r")?;
+                machine.expect(MANAGEMENT, ANSWER)?;
+            }
         }
     }
     // In the pause between two lives there is nothing to be seen of it.
@@ -82,7 +89,7 @@ fn live(machine: &mut Machine, lives: u32) -> Result<()> {
 /// The guest's line in the list.
 fn state(machine: &mut Machine) -> Result<String> {
     machine.send("list\r")?;
-    let line = machine.expect(r"^ 1 cat .*(running|restarting|off.*)$", ANSWER)?;
+    let line = machine.expect(r"^ 1 cat .*(running|ending|starting|restarting|off.*)$", ANSWER)?;
     machine.expect(MANAGEMENT, ANSWER)?;
     Ok(line)
 }
@@ -112,6 +119,46 @@ impl Memory {
             _ => Err(Error::failed("the prompt does not say how much memory is free")),
         }
     }
+}
+
+/// What a guest starts from is read from a disk that is next to standing still: another guest, on the same core, goes on
+/// meanwhile, the prompt answers, and the guest is said to be starting. It starts once the disk is as fast as others.
+pub fn slow_start(lab: &Lab) -> Result<Outcome> {
+    /// Bytes in a second. The files to read have tens of millions.
+    const CRAWL: &str = "throttling.bps-total=131072";
+    const SLOW: &str =
+        "memory = <0x60000>; boot = \"disk\"; disk0 { source = \"disk:virtio0\"; read-only; };";
+    let steady = Guest { properties: "cpu-affinity = <0>;", ..Guest::tiny("steady", "cbfs:guests/steady") };
+    let slow = format!("slow {{ compatible = \"peerboot,guest\"; {SLOW} }};");
+    let source = manifest(&[steady]).replace("chosen {", &format!("chosen {{ {slow}"));
+    let variant = lab.unfilled(Emulator::Qemu, "slow-start", &source)?;
+    for (name, file) in guests::hostile(lab.project())? {
+        variant.cbfs.add(&format!("guests/{name}"), &file)?;
+    }
+    let system = debian_disk::system(lab.project())?.display().to_string().replace(',', ",,");
+    let mut spec = Spec { smp: 1, ..variant.spec() };
+    spec.extra = ["-drive", &format!("if=none,id=slow,format=raw,readonly=on,file={system},{CRAWL}")]
+        .into_iter()
+        .chain(["-device", "virtio-blk-pci,drive=slow"])
+        .map(str::to_owned)
+        .collect();
+    let mut machine = Machine::spawn(&spec)?;
+    machine.expect("steady: beat", START)?;
+    machine.send(&format!("{KEY}m"))?;
+    machine.expect(MANAGEMENT, ANSWER)?;
+    machine.send("start slow\r")?;
+    machine.expect(r#"\] slow: boots "Debian"#, START)?;
+    for _ in 0..20 {
+        machine.expect("steady: beat", ANSWER)?;
+    }
+    manage(&mut machine, "list", "^ 1 slow .* starting$")?;
+    let unlimited = json!({
+        "device": "slow", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0
+    });
+    machine.query("block_set_io_throttle", &unlimited)?;
+    machine.expect(r"\] slow: starts$", START)?;
+    manage(&mut machine, "list", "^ 1 slow .* running$")?;
+    Ok(Outcome::Passed)
 }
 
 /// What comes for a guest that halts with interrupts off wakes nobody and costs nobody anything: the prompt answers,

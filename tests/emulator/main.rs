@@ -72,6 +72,7 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/lifecycle/start-up", lifecycle::start_up),
         Case::new("emulator/lifecycle/delivered-once", lifecycle::delivered_once),
         Case::new("emulator/lifecycle/lives-leave-nothing", lifecycle::lives_leave_nothing),
+        Case::new("emulator/lifecycle/slow-start", lifecycle::slow_start),
         Case::new("emulator/lifecycle/deaf-guest", lifecycle::deaf_guest),
         Case::new("emulator/memory-above-4-gib", boot::memory_above_4_gib),
         Case::new("emulator/lifecycle/watchdog", lifecycle::watchdog),

@@ -1,7 +1,7 @@
 //! A guest: what it is made of, and one life of it.
 //!
-//! A life begins with [`Guest::build`], which takes zeroed memory and reads the images anew, and ends when
-//! the guest switches off, resets or fails. Nothing of it reaches the next.
+//! A life begins with zeroed memory ([`Blank`]) into which [`Guest::build`] puts what the guest starts from, read anew,
+//! and ends when the guest switches off, resets or fails. Nothing of it reaches the next.
 
 use crate::boot::memory_map::MemoryMapError;
 use crate::boot::{self, BootError, BootProtocol, MemoryMap};
@@ -14,9 +14,9 @@ use crate::cpu::{Core, EntryFailure, Exit};
 use crate::cpuid::{CpuidConfig, CpuidInstruction, CpuidView, kvm};
 use crate::disk::{DiskError, GuestDisk};
 use crate::host::{Detail, Host, Terminal};
-use crate::memory::{GuestMemory, LayoutError, Region, TooHigh};
+use crate::memory::{GuestMemory, LayoutError, NestedTables, Region, TooHigh};
 use crate::news::News;
-use crate::provision::{Image, Provider, Provisions};
+use crate::provision::{Image, Provider, Providing, Provisions};
 use crate::schedule::{NoCores, Share};
 use crate::time::{Instant, TscClock};
 use crate::vcpu::Vcpu;
@@ -254,6 +254,33 @@ pub trait Wake: Sync {
     fn news(&self) -> &Arc<News>;
 }
 
+/// A life to be: memory that is its own already, while what it starts from is still to be had.
+pub struct Blank {
+    config: GuestConfig,
+    map: MemoryMap,
+    memory: Arc<GuestMemory>,
+    tables: Arc<NestedTables>,
+}
+
+impl Blank {
+    /// Takes zeroed memory, laid out for a guest of this kind.
+    ///
+    /// # Errors
+    /// No machine has so much memory, or this one lacks it.
+    pub fn new(config: GuestConfig, core: &Core, host: &dyn Host) -> Result<Self, BuildError> {
+        let map = MemoryMap::new(config.memory, core.features().physical_address_bits)
+            .map_err(BuildError::MemoryMap)?;
+        let memory = Arc::new(allocate(&map, host)?);
+        let tables = core.new_nested_tables(Arc::clone(&memory)).map_err(BuildError::TooHigh)?;
+        Ok(Self { config, map, memory, tables: Arc::new(tables) })
+    }
+
+    /// Gets what the life has from outside.
+    pub fn provide(&self) -> Providing {
+        Arc::clone(&self.config.provider).provide()
+    }
+}
+
 /// One life of a guest: what its virtual CPUs share.
 pub struct Guest {
     config: GuestConfig,
@@ -305,21 +332,19 @@ const PIECE: u64 = 2 << 20;
 const REPORTED_AT_MOST: usize = 24;
 
 impl Guest {
-    /// A new life: memory, devices, images, and virtual CPUs ready for the boot protocol's entry.
+    /// A new life: devices, images in memory, and virtual CPUs ready for the boot protocol's entry.
+    ///
+    /// # Errors
+    /// The images or disks are not what they are taken for, or do not fit.
     pub fn build(
-        config: &GuestConfig,
+        Blank { config, map, memory, tables }: Blank,
+        Provisions { files, disks }: Provisions,
         core: &Core,
         host: &'static dyn Host,
         terminal: Arc<dyn Terminal>,
         (number, waker): (usize, &'static dyn Wake),
     ) -> Result<(Arc<Self>, Vec<Vcpu>), BuildError> {
         let features = core.features();
-        let map =
-            MemoryMap::new(config.memory, features.physical_address_bits).map_err(BuildError::MemoryMap)?;
-        let memory = Arc::new(allocate(&map, host)?);
-        let tables = core.new_nested_tables(Arc::clone(&memory)).map_err(BuildError::TooHigh)?;
-        let tables = Arc::new(tables);
-        let Provisions { files, disks } = config.provider.provide().map_err(BuildError::Provisions)?;
         let modules: Vec<boot::Module> = files
             .modules
             .iter()
@@ -349,14 +374,15 @@ impl Guest {
         for (n, disk) in disks.iter().enumerate() {
             attach(&mut chipset, n, disk, config.vcpus).map_err(|error| BuildError::Disk(n, error))?;
         }
-        add_devices(&mut chipset, config, host).map_err(BuildError::Device)?;
+        add_devices(&mut chipset, &config, host).map_err(BuildError::Device)?;
+        let vcpus = config.vcpus;
         let guest = Arc::new(Self {
-            config: config.clone(),
+            config,
             host,
             terminal,
             memory,
             chipset: Mutex::new(chipset),
-            apics: LocalApics::new(config.vcpus, clock),
+            apics: LocalApics::new(vcpus, clock),
             clock,
             unix_time,
             number,
@@ -369,7 +395,7 @@ impl Guest {
         });
         let cpuid_config = CpuidConfig {
             features: *features,
-            vcpus: config.vcpus,
+            vcpus,
             tsc_khz: u32::try_from(clock.khz()).unwrap_or(u32::MAX),
             invariant_tsc: features.invariant_tsc,
             physical_bits: features.physical_address_bits,
@@ -377,7 +403,7 @@ impl Guest {
             arch_capabilities: false,
             kvm_features: kvm::NOP_IO_DELAY | kvm::CLOCKSOURCE2 | kvm::CLOCKSOURCE_STABLE | kvm::STEAL_TIME,
         };
-        let vcpus = (0..config.vcpus)
+        let vcpus = (0..vcpus)
             .map(|index| {
                 let cpuid = CpuidView::compose(&CpuidInstruction, &cpuid_config, index);
                 let mut cpu = core.new_virtual_cpu(Arc::clone(&tables));

@@ -25,7 +25,7 @@ pub enum GuestState {
     Running,
     /// Its life is over, and requests of its to devices are still under way.
     Ending,
-    /// It is being built.
+    /// What it starts from is read, or it is being built.
     Starting,
     /// It starts again at this moment.
     Restarting(Instant),

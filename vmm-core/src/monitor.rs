@@ -5,10 +5,11 @@
 //! elsewhere goes through [`Wake`].
 
 use crate::cpu::Core;
-use crate::guest::{Action, BuildError, End, ExitCounts, Guest, GuestConfig, Refusal, Wake};
+use crate::guest::{Action, Blank, BuildError, End, ExitCounts, Guest, GuestConfig, Refusal, Wake};
 use crate::host::{Detail, Host, Terminal};
 use crate::lifecycle::Lifecycle;
 use crate::news::News;
+use crate::provision::{Providing, Provisions};
 use crate::schedule::{Choice, Scheduler, TaskId};
 use crate::time::{Instant, earlier};
 use crate::vcpu::{Left, Vcpu};
@@ -16,8 +17,11 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::task;
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::task::{Context, Poll, Waker};
 use spin::Mutex;
 
 pub use crate::lifecycle::GuestState;
@@ -69,6 +73,22 @@ struct Place {
     life: Option<Life>,
     /// There while the cycle says that it ends, but for the moments when somebody tries to finish it.
     ending: Option<Ending>,
+    /// There while what its next life starts from is read, but for the moments when the boot core looks at that.
+    birth: Option<Birth>,
+}
+
+/// A life to be.
+struct Birth {
+    blank: Blank,
+    files: Files,
+}
+
+/// What a life starts from.
+enum Files {
+    /// It is being read.
+    Awaited(Providing),
+    /// It is there, or will not be.
+    Read(Result<Provisions, String>),
 }
 
 /// A life that is over, while something still refers to it: requests to devices that are under way.
@@ -103,7 +123,8 @@ struct Shared {
 
 /// The boot core's duties beside guests. It looks here after each interrupt, so that looking takes no lock.
 struct Housework {
-    /// A terminal has news, or a user asked for something.
+    host: &'static dyn Host,
+    /// A terminal has news, a user asked for something, or more of what a life starts from was read.
     waits: AtomicBool,
     /// When the first of the restarts is due, or of the looks at lives that end, in nanoseconds; `u64::MAX` where
     /// none is.
@@ -111,8 +132,8 @@ struct Housework {
 }
 
 impl Housework {
-    const fn new() -> Self {
-        Self { waits: AtomicBool::new(false), due: AtomicU64::new(u64::MAX) }
+    fn new(host: &'static dyn Host) -> Self {
+        Self { host, waits: AtomicBool::new(false), due: AtomicU64::new(u64::MAX) }
     }
 
     /// There is something to do.
@@ -143,11 +164,24 @@ impl Housework {
     }
 }
 
+/// What a life starts from waits for a disk, of which this tells the boot core.
+impl task::Wake for Housework {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.add();
+        // The boot core as well: it may be past its look, and about to sleep.
+        self.host.interrupt_core(0);
+    }
+}
+
 /// Runs guests on all cores.
 pub struct Monitor {
     host: &'static dyn Host,
     shared: Mutex<Shared>,
-    housework: Housework,
+    housework: Arc<Housework>,
     news: Arc<News>,
 }
 
@@ -177,7 +211,8 @@ impl Monitor {
             requests: VecDeque::new(),
             own_memory: host.own_memory(),
         };
-        Self { host, shared: Mutex::new(shared), housework: Housework::new(), news: Arc::default() }
+        let housework = Arc::new(Housework::new(host));
+        Self { host, shared: Mutex::new(shared), housework, news: Arc::default() }
     }
 
     /// Takes a guest in, which is off until [`Self::start`] or its user starts it. Gives its number.
@@ -202,6 +237,7 @@ impl Monitor {
             cycle: Lifecycle::new(now),
             life: None,
             ending: None,
+            birth: None,
         });
         number
     }
@@ -455,46 +491,81 @@ impl Monitor {
         }
     }
 
+    /// Has a guest start that is off; says so in the log once it has, or why it cannot. Nobody waits while what it starts
+    /// from is read: the boot core goes on with that when more is there.
     fn restart(&'static self, number: usize, core: &Core) {
-        let place = self.shared.lock().places.get(number).map(|place| {
-            (place.config.name.clone(), if place.cycle.lives() == 0 { "starts" } else { "starts again" })
-        });
-        let Some((name, starts)) = place else { return };
-        match self.start(number, core) {
-            Ok(true) => self.host.log(Detail::Everyone, &name, format_args!("{starts}")),
-            Ok(false) => {}
-            Err(error) => self.host.log(Detail::Everyone, &name, format_args!("cannot start: {error}")),
+        let blank = match self.begin(number, core) {
+            Ok(Some(blank)) => blank,
+            Ok(None) => return,
+            Err(error) => return self.report_start(number, Err(error)),
+        };
+        match self.look_into(blank.provide()) {
+            Files::Read(provisions) => {
+                self.report_start(number, self.bear(number, blank, provisions, core));
+            }
+            files @ Files::Awaited(_) => {
+                let mut shared = self.shared.lock();
+                if let Some(place) = shared.places.get_mut(number) {
+                    place.birth = Some(Birth { blank, files });
+                }
+                drop(shared);
+                // It may have looked for this birth in vain.
+                self.call_boot_core();
+            }
         }
     }
 
-    /// Gives a guest a life; false where it has one, or another core is at that.
-    pub fn start(&'static self, number: usize, core: &Core) -> Result<bool, BuildError> {
+    /// Gives a guest a life, where it has none. For the boot, when nobody runs yet.
+    ///
+    /// # Errors
+    /// It cannot have one on this machine, or not now.
+    pub async fn start(&'static self, number: usize, core: &Core) -> Result<(), BuildError> {
+        match self.begin(number, core)? {
+            Some(blank) => {
+                let provisions = blank.provide().await;
+                self.bear(number, blank, provisions, core).map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes memory for a guest's next life; `None` where it has one, or another core is at that.
+    fn begin(&self, number: usize, core: &Core) -> Result<Option<Blank>, BuildError> {
         let mut shared = self.shared.lock();
-        let Some(place) = shared.places.get_mut(number) else { return Ok(false) };
+        let Some(place) = shared.places.get_mut(number) else { return Ok(None) };
         if let Some(refusal) = place.refused {
             return Err(BuildError::Refused(refusal));
         }
         if !place.cycle.begin() {
-            return Ok(false);
+            return Ok(None);
         }
-        let (config, terminal) = (place.config.clone(), Arc::clone(&place.terminal));
+        let config = place.config.clone();
         self.housework.set_due(shared.moments());
-        let heirs = shared.scheduler.hand_over(self.host.core());
         drop(shared);
-        heirs.into_iter().for_each(|heir| self.host.interrupt_core(heir));
-        // Long work, for which nobody else has to wait. What is asked of the guest meanwhile waits for it.
-        let built = Guest::build(&config, core, self.host, terminal, (number, self));
+        // Long work, as memory is zeroed. What is asked of the guest meanwhile waits for it.
+        self.hand_over();
+        Blank::new(config, core, self.host).inspect_err(|_| self.give_up(number)).map(Some)
+    }
+
+    /// Puts what it starts from into a life's memory, and gives the life to the scheduler. Whether it is the first one.
+    fn bear(
+        &'static self,
+        number: usize,
+        blank: Blank,
+        provisions: Result<Provisions, String>,
+        core: &Core,
+    ) -> Result<bool, BuildError> {
+        let shared = self.shared.lock();
+        let Some(place) = shared.places.get(number) else { return Ok(false) };
+        let (terminal, first) = (Arc::clone(&place.terminal), place.cycle.lives() == 0);
+        drop(shared);
+        self.hand_over();
+        let (guest, vcpus) = provisions
+            .map_err(BuildError::Provisions)
+            .and_then(|provisions| Guest::build(blank, provisions, core, self.host, terminal, (number, self)))
+            .inspect_err(|_| self.give_up(number))?;
         let now = self.host.now();
         let mut shared = self.shared.lock();
-        let (guest, vcpus) = match built {
-            Ok(built) => built,
-            Err(error) => {
-                shared.places.get_mut(number).into_iter().for_each(|place| place.cycle.stillborn());
-                drop(shared);
-                self.call_boot_core();
-                return Err(error);
-            }
-        };
         let exits = vcpus.iter().map(|_| ExitCounts::default()).collect();
         let tasks: Vec<TaskId> = vcpus
             .into_iter()
@@ -516,7 +587,68 @@ impl Monitor {
         }
         // What was typed before, and asked meanwhile, waits for it.
         self.call_boot_core();
-        Ok(true)
+        Ok(first)
+    }
+
+    /// Has other cores go on with what waits for this one, which has long work before it.
+    fn hand_over(&self) {
+        let heirs = self.shared.lock().scheduler.hand_over(self.host.core());
+        heirs.into_iter().for_each(|heir| self.host.interrupt_core(heir));
+    }
+
+    /// A life cannot be after all.
+    fn give_up(&self, number: usize) {
+        self.shared.lock().places.get_mut(number).into_iter().for_each(|place| place.cycle.stillborn());
+        self.call_boot_core();
+    }
+
+    /// Says what came of a start: whether it was the guest's first.
+    fn report_start(&self, number: usize, outcome: Result<bool, BuildError>) {
+        let name = self.shared.lock().places.get(number).map(|place| place.config.name.clone());
+        let name = name.unwrap_or_default();
+        let log = |message: fmt::Arguments<'_>| self.host.log(Detail::Everyone, &name, message);
+        match outcome {
+            Ok(true) => log(format_args!("starts")),
+            Ok(false) => log(format_args!("starts again")),
+            Err(error) => log(format_args!("cannot start: {error}")),
+        }
+    }
+
+    /// Goes on with the reading of what lives start from, as far as it does without waiting.
+    fn read_on(&self) {
+        let guests = self.shared.lock().places.len();
+        for number in 0..guests {
+            let birth = self.shared.lock().places.get_mut(number).and_then(|place| place.birth.take());
+            let Some(Birth { blank, mut files }) = birth else { continue };
+            if let Files::Awaited(work) = files {
+                files = self.look_into(work);
+            }
+            let mut shared = self.shared.lock();
+            if let Some(place) = shared.places.get_mut(number) {
+                place.birth = Some(Birth { blank, files });
+            }
+            self.housework.set_due(shared.moments());
+        }
+    }
+
+    fn look_into(&self, mut work: Providing) -> Files {
+        let waker = Waker::from(Arc::clone(&self.housework));
+        match work.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(provisions) => Files::Read(provisions),
+            Poll::Pending => Files::Awaited(work),
+        }
+    }
+
+    /// A life for which all has been read.
+    fn next_birth(&self) -> Option<(usize, Blank, Result<Provisions, String>)> {
+        let mut shared = self.shared.lock();
+        let number = shared.places.iter().position(Place::is_to_be_born)?;
+        let birth = shared.places.get_mut(number)?.birth.take();
+        self.housework.set_due(shared.moments());
+        match birth? {
+            Birth { blank, files: Files::Read(provisions) } => Some((number, blank, provisions)),
+            Birth { files: Files::Awaited(_), .. } => None,
+        }
     }
 
     /// Whether the boot core is about to build or end guests: long work, for which no virtual CPU should wait.
@@ -526,7 +658,7 @@ impl Monitor {
                 || self.housework.waits() && !self.shared.lock().requests.is_empty())
     }
 
-    /// The boot core's duties: what was typed, what users asked for, restarts that are due. No reference to a
+    /// The boot core's duties: what was typed, what users asked for, restarts that are due, and what is read for them. No reference to a
     /// guest outlives its step, since whoever buries it waits for the last.
     fn keep_house(&'static self, core: &Core, number: usize) {
         if number != 0 || !self.housework.take(self.host.now()) {
@@ -544,9 +676,13 @@ impl Monitor {
         while let Some(guest) = self.next_look() {
             self.finish(guest, core);
         }
+        while let Some((guest, blank, provisions)) = self.next_birth() {
+            self.report_start(guest, self.bear(guest, blank, provisions, core));
+        }
         while let Some(guest) = self.next_restart() {
             self.restart(guest, core);
         }
+        self.read_on();
     }
 
     fn living(&self, number: usize) -> Option<Arc<Guest>> {
@@ -626,6 +762,13 @@ impl Life {
     }
 }
 
+impl Place {
+    /// Whether all was read for its next life.
+    fn is_to_be_born(&self) -> bool {
+        matches!(self.birth, Some(Birth { files: Files::Read(_), .. }))
+    }
+}
+
 impl Shared {
     /// Keeps a virtual CPU that is on no core.
     fn keep(&mut self, task: TaskId, vcpu: Box<Vcpu>) {
@@ -637,10 +780,13 @@ impl Shared {
         }
     }
 
-    /// When guests are to start again, and lives that end to be looked at again.
+    /// When guests are to start again, and lives that end to be looked at again. A life for which all was read has no
+    /// time to lose.
     fn moments(&self) -> impl Iterator<Item = Instant> {
         let of = |place: &Place| {
-            earlier(place.cycle.restart_at(), place.ending.as_ref().map(|ending| ending.look_at))
+            let birth = place.is_to_be_born().then_some(Instant::ZERO);
+            let look = place.ending.as_ref().map(|ending| ending.look_at);
+            earlier(birth, earlier(place.cycle.restart_at(), look))
         };
         self.places.iter().filter_map(of)
     }

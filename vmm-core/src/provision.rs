@@ -1,9 +1,12 @@
 //! What a guest has from outside the monitor, brought forth anew for each of its lives.
 
 use crate::disk::GuestDisk;
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::future::{Future, ready};
+use core::pin::Pin;
 
 /// A file a guest boots from.
 #[derive(Clone)]
@@ -55,6 +58,9 @@ pub struct Provisions {
     pub disks: Vec<GuestDisk>,
 }
 
+/// What the next life has, once all of it was read; or why it cannot be had now, and the guest does not start.
+pub type Providing = Pin<Box<dyn Future<Output = Result<Provisions, String>> + Send>>;
+
 /// Who has a guest's provisions.
 pub trait Provider: Send + Sync {
     /// How many disks each life has.
@@ -63,11 +69,8 @@ pub trait Provider: Send + Sync {
     fn own_memory(&self) -> u64 {
         0
     }
-    /// What the next life has. It may take its time: nothing else on this core runs meanwhile.
-    ///
-    /// # Errors
-    /// It cannot be had now, for this reason, and the guest does not start.
-    fn provide(&self) -> Result<Provisions, String>;
+    /// Gets what the next life has. Other guests run while it waits.
+    fn provide(self: Arc<Self>) -> Providing;
 }
 
 /// The same for each life.
@@ -76,7 +79,7 @@ impl Provider for Provisions {
         self.disks.len()
     }
 
-    fn provide(&self) -> Result<Provisions, String> {
-        Ok(self.clone())
+    fn provide(self: Arc<Self>) -> Providing {
+        Box::pin(ready(Ok(Provisions::clone(&self))))
     }
 }

@@ -5,7 +5,7 @@ mod platform;
 mod registers;
 pub mod service;
 
-pub use service::{look, next_look};
+pub use service::{block_on, look, next_look};
 
 use crate::host::acpi::{Acpi, Ecam};
 use crate::host::apic::io::IoApics;

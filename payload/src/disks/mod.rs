@@ -11,6 +11,7 @@ use crate::devices::disks::{FoundDisk, disks as found};
 use crate::devices::service::block_on;
 use crate::host::memory::FrameAllocator;
 use crate::info;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -28,7 +29,7 @@ use storage::{BlockDevice, Overlay};
 #[cfg(feature = "qcow2")]
 use storage::{image::Base, qcow2};
 use vmm_core::disk::{DiskModel, GuestDisk};
-use vmm_core::provision::{BootFiles, Image, Provider, Provisions};
+use vmm_core::provision::{BootFiles, Image, Provider, Providing, Provisions};
 use write_through::WriteThrough;
 
 /// What a guest may write to a disk that forgets it, in bytes.
@@ -159,8 +160,8 @@ impl Provider for Guest {
         snapshots * (SNAPSHOT / PIECE) * OWN_MEMORY_OF_PIECE
     }
 
-    fn provide(&self) -> Result<Provisions, String> {
-        block_on(async {
+    fn provide(self: Arc<Self>) -> Providing {
+        Box::pin(async move {
             let disks = self.open_all().await?;
             let files = self.files(&disks).await?;
             Ok(Provisions { files, disks })
