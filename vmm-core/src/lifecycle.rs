@@ -1,22 +1,20 @@
 //! What a guest is doing from one life to the next: off, being built, alive, or in the pause before it starts again.
 //!
-//! A guest that crashes again and again waits longer each time; one that asks for one reset after the other is held
-//! to a rate that leaves the log readable. What the user asks for is done at once.
+//! A guest that crashes again and again waits longer each time, and so does one that resets again and again, after some
+//! that an installer or a boot loader may need. What the user asks for is done at once.
 
 use crate::guest::{Action, End};
 use crate::time::Instant;
 
 /// A life shorter than this, in nanoseconds, counts as one of a series.
 const SHORT_LIFE: u64 = 10_000_000_000;
-/// The pause before a restart after the first crash of a series, in nanoseconds; it doubles with each.
+/// The pause before the first restart of a series that has one, in nanoseconds; it doubles with each.
 const FIRST_PAUSE: u64 = 100_000_000;
 /// How often it doubles at most: the longest pause is 25.6 s.
 const PAUSE_DOUBLES: u32 = 8;
-/// So many short lives in a row may end in resets of the guest's own without a pause: an installer's, a boot
+/// So many short lives in a row may end in resets of the guest's own before there is a pause: an installer's, a boot
 /// loader's.
 const FREE_RESETS: u32 = 4;
-/// The pause between further ones, in nanoseconds.
-const RESET_PAUSE: u64 = 50_000_000;
 
 /// What a guest is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +120,11 @@ impl Lifecycle {
         };
     }
 
+    /// The user wants it to live: what comes is no more of the same.
+    pub const fn forget_series(&mut self) {
+        self.series = 0;
+    }
+
     /// Stays off after all.
     pub const fn forget_restart(&mut self) {
         if let GuestState::Restarting(_) = self.state {
@@ -130,11 +133,10 @@ impl Lifecycle {
     }
 
     fn pause(&self, end: End) -> u64 {
-        match self.series {
+        let free = if end.is_crash() { 0 } else { FREE_RESETS };
+        match self.series.saturating_sub(free) {
             0 => 0,
-            series if end.is_crash() => FIRST_PAUSE << series.saturating_sub(1).min(PAUSE_DOUBLES),
-            series if series <= FREE_RESETS => 0,
-            _ => RESET_PAUSE,
+            paused => FIRST_PAUSE << paused.saturating_sub(1).min(PAUSE_DOUBLES),
         }
     }
 }
@@ -164,21 +166,39 @@ mod tests {
         lives.take(count).collect()
     }
 
+    const DOUBLED: [u64; 11] = [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 25_600, 25_600];
+
     #[test]
     fn crashes_in_a_row_pause_longer_and_longer() {
-        let doubled = [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 25_600, 25_600];
         for end in [End::TripleFault, End::Watchdog] {
-            assert_eq!(pauses(end, 1, 11), doubled);
+            assert_eq!(pauses(end, 1, 11), DOUBLED);
             assert_eq!(pauses(end, 10_000, 3), [0, 0, 0], "not after a long life");
         }
     }
 
     #[test]
-    fn resets_in_a_row_are_held_to_a_rate() {
-        assert_eq!(pauses(End::Reset, 1, 7), [0, 0, 0, 0, 50, 50, 50]);
-        assert_eq!(pauses(End::PowerOff, 1, 7), [0, 0, 0, 0, 50, 50, 50]);
-        assert_eq!(pauses(End::Reset, 10_000, 7), [0; 7]);
-        assert_eq!(pauses(End::Restarted, 1, 50), [0; 50], "the user's are not");
+    fn resets_in_a_row_do_so_after_some() {
+        for end in [End::Reset, End::PowerOff] {
+            assert_eq!(pauses(end, 1, 15), [&[0; 4][..], &DOUBLED].concat());
+            assert_eq!(pauses(end, 10_000, 7), [0; 7], "not after a long life");
+        }
+        assert_eq!(pauses(End::Restarted, 1, 50), [0; 50], "the user's do not");
+    }
+
+    #[test]
+    fn a_long_life_or_the_user_ends_a_series() {
+        let (mut guest, mut now) = (Lifecycle::new(at(0)), 0);
+        let mut live = |guest: &mut Lifecycle, life| {
+            guest.begin();
+            guest.born(at(now));
+            now += life;
+            guest.died(End::Reset, Action::Restart, at(now));
+            guest.restart_at().unwrap().nanos_since(at(now)) / MS
+        };
+        assert_eq!([1; 6].map(|life| live(&mut guest, life)), [0, 0, 0, 0, 100, 200]);
+        assert_eq!([10_000, 1, 1, 1, 1, 1].map(|life| live(&mut guest, life)), [0, 0, 0, 0, 0, 100]);
+        guest.forget_series();
+        assert_eq!([1; 5].map(|life| live(&mut guest, life)), [0, 0, 0, 0, 100]);
     }
 
     #[test]

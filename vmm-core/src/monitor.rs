@@ -730,7 +730,12 @@ impl Monitor {
 
     fn follow(&'static self, number: usize, request: Request, core: &Core) {
         match (request, self.living(number)) {
-            (Request::Start | Request::Reset, None) => self.restart(number, core),
+            (Request::Start | Request::Reset, None) => {
+                let mut shared = self.shared.lock();
+                shared.places.get_mut(number).into_iter().for_each(|place| place.cycle.forget_series());
+                drop(shared);
+                self.restart(number, core);
+            }
             (Request::PowerButton, Some(guest)) => guest.press_power_button(),
             (Request::Stop, Some(guest)) => guest.end(End::Stopped),
             (Request::Reset, Some(guest)) => guest.end(End::Restarted),
