@@ -53,6 +53,9 @@ const TO_OTHERS: u32 = 3 << 18;
 const MASKED: u32 = 1 << 16;
 const DELIVER_NMI: u32 = 4 << 8;
 const MODE_TSC_DEADLINE: u32 = 2 << 17;
+const MODE_PERIODIC: u32 = 1 << 17;
+/// Nanoseconds: the timer does not repeat faster than this.
+const LEAST_PERIOD: u64 = 20_000;
 /// The timer counts every tick of its clock.
 const DIVIDE_BY_1: u32 = 0b1011;
 
@@ -185,7 +188,8 @@ fn start_timer_here(access: &Access) {
         // SAFETY: orders the write to the APIC's page before later ones to IA32_TSC_DEADLINE (SDM 11.5.4.1).
         unsafe { core::arch::x86_64::_mm_mfence() };
     } else {
-        access.write(register::LVT_TIMER, u32::from(vector::TIMER));
+        // It repeats until it is armed anew: QEMU 7.2 can lose an interrupt that comes while a guest is entered.
+        access.write(register::LVT_TIMER, MODE_PERIODIC | u32::from(vector::TIMER));
     }
 }
 
@@ -209,7 +213,8 @@ pub fn arm(clock: &Clock, deadline: Option<Instant>) {
         return;
     }
     let count = deadline.map_or(0, |at| {
-        let ticks = (u128::from(at.nanos_since(clock.now())) * u128::from(scale)) >> 32;
+        let nanos = at.nanos_since(clock.now()).max(LEAST_PERIOD);
+        let ticks = (u128::from(nanos) * u128::from(scale)) >> 32;
         (ticks.min(u128::from(u32::MAX - 1)) as u32) + 1
     });
     access.write(register::INITIAL_COUNT, count);
