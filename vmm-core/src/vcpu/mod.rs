@@ -6,11 +6,13 @@ mod msr;
 use crate::chipset::layout::LOCAL_APIC_BYTES;
 use crate::chipset::{Chipset, LocalApic};
 use crate::cpu::{
-    Core, EntryFailure, Event, Exit, Gpr, MemoryAccess, PortAccess, VirtualCpu, Width, rflags, xcr0,
+    Core, EntryFailure, Event, Exit, Gpr, MemoryAccess, PortAccess, SegmentRegister, VirtualCpu, Width,
+    rflags, xcr0,
 };
 use crate::cpuid::{CpuidState, CpuidView};
 use crate::emulate::{self, Bus, EmulateError, Kind, Progress};
 use crate::guest::{End, ExitCounts, Guest, Unknown};
+use crate::host::Detail;
 use crate::kvm_clock::StealTime;
 use crate::memory::GuestPhys;
 use crate::mtrr::Mtrrs;
@@ -189,8 +191,8 @@ impl Vcpu {
                 Exit::HostNmi => {}
                 Exit::HostMachineCheck => host.machine_check(),
                 Exit::InterruptWindow => self.attention = true,
-                Exit::TripleFault => self.guest.end(End::TripleFault),
-                Exit::Failed(failure) => self.guest.end(End::Failed(failure)),
+                Exit::TripleFault => self.crash(End::TripleFault),
+                Exit::Failed(failure) => self.crash(End::Failed(failure)),
             }
             if self.deadline_moved {
                 self.deadline_moved = false;
@@ -260,6 +262,30 @@ impl Vcpu {
         self.cpu.inject(event);
     }
 
+    /// Ends the guest's life, and says where this CPU of it stood.
+    fn crash(&self, end: End) {
+        let (registers, control) = (self.cpu.registers(), self.cpu.control());
+        let code = self.cpu.segment(SegmentRegister::Cs);
+        self.guest.host().log(
+            Detail::Everyone,
+            &self.guest.config().name,
+            format_args!(
+                "CPU {} at {:#x}:{:#x}, RSP {:#x}, RFLAGS {:#x}, CR0 {:#x}, CR2 {:#x}, CR3 {:#x}, CR4 {:#x}, EFER {:#x}",
+                self.index,
+                code.selector,
+                registers.rip,
+                registers.get(Gpr::Rsp),
+                registers.rflags,
+                control.cr0,
+                control.cr2,
+                control.cr3,
+                control.cr4,
+                control.efer
+            ),
+        );
+        self.guest.end(end);
+    }
+
     fn cpuid(&mut self) {
         let Some(next_rip) = self.next_rip(Kind::Cpuid) else { return };
         let registers = self.cpu.registers();
@@ -300,7 +326,7 @@ impl Vcpu {
     fn memory(&mut self, access: &MemoryAccess) {
         if self.cpu.injection_pending() {
             // No instruction touched it, but the CPU on the way to a handler: the stack or a table lies there.
-            return self.guest.end(End::Failed(EntryFailure {
+            return self.crash(End::Failed(EntryFailure {
                 code: access.address.get(),
                 reason: "an event was to be delivered through memory that is not there",
             }));
