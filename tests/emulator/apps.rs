@@ -53,7 +53,7 @@ pub fn disk(lab: &Lab, emulator: Emulator, cpu: &str, (bus, place): (Bus, &str))
     let mut bytes = vec![0; 1 << 20];
     bytes[5 * 512..5 * 512 + 5].copy_from_slice(b"hello");
     let file = variant.write("disk.img", &bytes)?;
-    let disks = vec![Disk { file: file.clone(), bus }];
+    let disks = vec![Disk::new(file.clone(), bus)];
     let mut machine = Machine::spawn(&Spec { cpu: cpu.to_owned(), disks, ..variant.spec() })?;
     machine.expect("^disk: 2048 sectors", BOOT)?;
     for (typed, answer) in [

@@ -115,7 +115,7 @@ fn line_interrupt(lab: &Lab) -> Result<Outcome> {
 fn bochs(lab: &Lab) -> Result<Outcome> {
     let mut spec = hostless(lab, Emulator::Bochs);
     let file = image(lab, "devices-bochs", "a.img", 32 * MIB)?;
-    spec.disks.push(Disk { file, bus: Bus::Ata });
+    spec.disks.push(Disk::new(file, Bus::Ata));
     let mut machine = Machine::spawn(&spec)?;
     machine.expect(MANAGEMENT, BOOT)?;
     said(

@@ -320,7 +320,7 @@ fn manifest(guests: &[(&str, String)]) -> String {
 /// A machine with this ROM and these disks.
 fn boot(variant: &Variant, bus: Bus, disks: &[&Path]) -> Result<Machine> {
     let mut spec = variant.spec();
-    spec.disks = disks.iter().map(|file| Disk { file: (*file).to_owned(), bus }).collect();
+    spec.disks = disks.iter().map(|file| Disk::new((*file).to_owned(), bus)).collect();
     Machine::spawn(&spec)
 }
 
@@ -335,7 +335,7 @@ fn fresh_system(lab: &Lab, test: &str) -> Result<PathBuf> {
 /// QEMU with its own UEFI, and this disk.
 fn plain(lab: &Lab, disk: &Path, bus: Bus) -> Result<Spec> {
     let mut spec = Spec::new(Firmware::Uefi(guests::uefi(lab.project())?));
-    spec.disks.push(Disk { file: disk.to_owned(), bus });
+    spec.disks.push(Disk::new(disk.to_owned(), bus));
     Ok(spec)
 }
 

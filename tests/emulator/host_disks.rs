@@ -105,7 +105,7 @@ fn qemu(lab: &Lab) -> Result<Outcome> {
     let rom = lab.unfilled(Emulator::Qemu, "host-disks-max", &guest(&disks))?;
     let mut spec = rom.spec();
     for (disk, bus) in disks.iter().zip([Bus::Nvme, Bus::Ahci, Bus::Ata, Bus::Virtio]) {
-        spec.disks.push(Disk { file: disk.image.clone(), bus });
+        spec.disks.push(Disk::new(disk.image.clone(), bus));
     }
     let drive = format!("if=none,id=large,format=raw,file={}", disks[4].image.display());
     let blocks = "logical_block_size=4096,physical_block_size=4096";
@@ -134,7 +134,7 @@ fn bochs(lab: &Lab) -> Result<Outcome> {
         .collect::<Result<Vec<_>>>()?;
     let rom = lab.unfilled(Emulator::Bochs, "host-disks-bochs", &guest(&disks))?;
     let mut spec = Spec { cpu: "corei7_skylake_x".to_owned(), ..rom.spec() };
-    spec.disks.extend(disks.iter().map(|disk| Disk { file: disk.image.clone(), bus: Bus::Ata }));
+    spec.disks.extend(disks.iter().map(|disk| Disk::new(disk.image.clone(), Bus::Ata)));
     let log = [
         r"ata, ISA interrupts$",
         r#"disk: ata\d\.0 at .*, .*, GPT with 2 partition\(s\), 1 "master", 2 "copy""#,

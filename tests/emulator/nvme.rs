@@ -51,7 +51,7 @@ fn copies(lab: &Lab, emulator: Emulator, bus: Bus, disk: &str) -> Result<Outcome
     // What a Bochs that was killed has left.
     let _ = fs::remove_file(image.with_extension("img.lock"));
     let mut spec = variant.spec();
-    spec.disks.push(Disk { file: image.clone(), bus });
+    spec.disks.push(Disk::new(image.clone(), bus));
     if emulator == Emulator::Bochs {
         spec = Spec { cpu: BOCHS_CPU.to_owned(), ..spec };
     }
@@ -114,7 +114,7 @@ fn resets(lab: &Lab) -> Result<Outcome> {
     let variant = lab.unfilled(Emulator::Qemu, "nvme-guest-resets", &manifest(&[guest]))?;
     let image = variant.write("disk.img", &vec![0xee; 8 << 20])?;
     let mut spec = variant.spec();
-    spec.disks.push(Disk { file: image.clone(), bus: Bus::Nvme });
+    spec.disks.push(Disk::new(image.clone(), Bus::Nvme));
     let mut machine = Machine::spawn(&spec)?;
     for life in 0..3 {
         machine.expect(USERSPACE, console::BOOT)?;

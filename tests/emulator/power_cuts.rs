@@ -194,7 +194,7 @@ fn survives(lab: &Lab, test: &str, way: Way, writer: Writer, cuts: u32) -> Resul
 
 fn boot(variant: &Variant, way: Way, writer: Writer, disk: &Path) -> Result<Machine> {
     let mut spec = variant.spec();
-    spec.disks.push(Disk { file: disk.to_owned(), bus: way.bus });
+    spec.disks.push(Disk::new(disk.to_owned(), way.bus));
     let mut machine = Machine::spawn(&spec)?;
     match writer {
         Writer::Linux => {

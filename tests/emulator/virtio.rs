@@ -113,7 +113,7 @@ fn boot(lab: &Lab, test: &str, bootargs: &str) -> Result<(Machine, PathBuf)> {
                      disk1 { source = \"cbfs:guests/disk.img\"; read-only; };",
         ..good()
     }]))?;
-    let disks = vec![Disk { file: disk.clone(), bus: Bus::Nvme }];
+    let disks = vec![Disk::new(disk.clone(), Bus::Nvme)];
     let mut machine = Machine::spawn(&Spec { disks, ..variant.spec() })?;
     wait_for_shell(&mut machine)?;
     // Lines that wrap could not be told from answers.

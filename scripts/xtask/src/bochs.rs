@@ -274,7 +274,7 @@ mod tests {
         let mut spec = spec();
         spec.memory = "512M".to_owned();
         for name in ["a.img", "b.img", "c.img"] {
-            spec.disks.push(Disk { file: PathBuf::from(name), bus: Bus::Ata });
+            spec.disks.push(Disk::new(PathBuf::from(name), Bus::Ata));
         }
         let lines = lines(&spec).expect("a configuration");
         for line in [
@@ -300,10 +300,7 @@ mod tests {
         assert!(refused(|spec| spec.smp = 2).contains("one core, not 2"));
         assert!(refused(|spec| spec.memory = "2T".to_owned()).contains("2T"));
         assert!(refused(|spec| spec.memory = "8M".to_owned()).contains("8M"));
-        assert!(
-            refused(|spec| spec.disks.push(Disk { file: PathBuf::new(), bus: Bus::Nvme }))
-                .contains("bus=ata")
-        );
+        assert!(refused(|spec| spec.disks.push(Disk::new(PathBuf::new(), Bus::Nvme))).contains("bus=ata"));
     }
 
     #[test]

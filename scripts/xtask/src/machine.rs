@@ -86,11 +86,25 @@ pub struct Disk {
     pub file: PathBuf,
     /// Its controller.
     pub bus: Bus,
+    /// Its serial number, where the emulator is not to choose it; not in Bochs.
+    pub serial: Option<&'static str>,
 }
 
 impl Disk {
-    /// In place of a file: Debian on a disk, which `scripts/run` makes and keeps.
+    /// In place of a file: Debian on a disk, which `scripts/run` makes and keeps. That is its serial number too.
     pub const DEBIAN: &str = "debian";
+
+    /// This file behind this controller.
+    #[must_use]
+    pub const fn new(file: PathBuf, bus: Bus) -> Self {
+        Self { file, bus, serial: None }
+    }
+
+    /// Whether it stands for Debian on a disk: no file of this name is there.
+    #[must_use]
+    pub fn is_debian(&self) -> bool {
+        self.file == Path::new(Self::DEBIAN) && !self.file.is_file()
+    }
 }
 
 impl FromStr for Disk {
@@ -110,7 +124,7 @@ impl FromStr for Disk {
             };
         }
         let known = file.is_file() || file == Path::new(Self::DEBIAN);
-        if known { Ok(Self { file, bus }) } else { Err(format!("no file {}", file.display())) }
+        if known { Ok(Self::new(file, bus)) } else { Err(format!("no file {}", file.display())) }
     }
 }
 

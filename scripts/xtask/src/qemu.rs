@@ -45,17 +45,20 @@ fn arguments(spec: &Spec) -> Vec<String> {
         // A comma in a file name is doubled for QEMU.
         let file = text(&disk.file).replace(',', ",,");
         add(&["-drive", &format!("if=none,id=disk{number},format=raw,file={file}")]);
+        let serial = disk.serial.map_or_else(String::new, |serial| format!(",serial={serial}"));
         let device = match disk.bus {
-            Bus::Virtio => format!("virtio-blk-pci,drive=disk{number}"),
-            Bus::Nvme => format!("nvme,serial=peerboot-{number},drive=disk{number}"),
+            Bus::Virtio => format!("virtio-blk-pci,drive=disk{number}{serial}"),
+            // It must have one.
+            Bus::Nvme if serial.is_empty() => format!("nvme,serial=peerboot-{number},drive=disk{number}"),
+            Bus::Nvme => format!("nvme,drive=disk{number}{serial}"),
             Bus::Ahci => {
                 port.0 += 1;
-                format!("ide-hd,bus=ide.{},drive=disk{number}", port.0 - 1)
+                format!("ide-hd,bus=ide.{},drive=disk{number}{serial}", port.0 - 1)
             }
             Bus::Ata => {
                 port.1 += 1;
                 let place = port.1 - 1;
-                format!("ide-hd,bus=ata.{},unit={},drive=disk{number}", place / 2, place % 2)
+                format!("ide-hd,bus=ata.{},unit={},drive=disk{number}{serial}", place / 2, place % 2)
             }
         };
         add(&["-device", &device]);
@@ -180,7 +183,10 @@ mod tests {
     fn disks_find_their_controllers() {
         let mut spec = spec();
         for bus in [Bus::Virtio, Bus::Ata, Bus::Ahci, Bus::Ata, Bus::Ata, Bus::Nvme, Bus::Ahci] {
-            spec.disks.push(Disk { file: PathBuf::from("a,b.img"), bus });
+            spec.disks.push(Disk::new(PathBuf::from("a,b.img"), bus));
+        }
+        for bus in [Bus::Virtio, Bus::Nvme] {
+            spec.disks.push(Disk { serial: Some("mine"), ..Disk::new(PathBuf::from("c.img"), bus) });
         }
         let line = arguments(&spec).join(" ");
         for part in [
@@ -190,7 +196,9 @@ mod tests {
             "ide-hd,bus=ata.0,unit=1,drive=disk3",
             "ide-hd,bus=ata.1,unit=0,drive=disk4",
             "nvme,serial=peerboot-5,drive=disk5",
-            "ide-hd,bus=ide.1,drive=disk6",
+            "ide-hd,bus=ide.1,drive=disk6 ",
+            "virtio-blk-pci,drive=disk7,serial=mine",
+            "nvme,drive=disk8,serial=mine",
         ] {
             assert!(line.contains(part), "{part} in {line}");
         }
