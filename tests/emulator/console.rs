@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xtask::error::Result;
+use xtask::error::{Error, Result};
 use xtask::machine::Machine;
 
 /// Wall time from reset to a guest's shell: an emulator inside an emulated hypervisor, two at a time.
@@ -10,6 +10,9 @@ pub const BOOT: Duration = Duration::from_secs(120);
 
 /// Wall time for a shell's answer.
 pub const ANSWER: Duration = Duration::from_secs(30);
+
+/// Wall time for what takes a guest some work: moving a disk's content, for one.
+pub const WORK: Duration = Duration::from_secs(300);
 
 /// Wall time after which a prompt is not the end of the console any more, or never comes.
 const SPOILT: Duration = Duration::from_secs(10);
@@ -46,4 +49,16 @@ pub fn command(machine: &mut Machine, line: &str, timeout: Duration) -> Result<V
     let said = transcript.get(before..).unwrap_or_default();
     let end = said.find("finished 42").unwrap_or(said.len());
     Ok(said.get(..end).unwrap_or_default().lines().skip(1).map(str::to_owned).collect())
+}
+
+/// A command's output has these lines, whole and one after the other. What else the system has to say may stand around
+/// them.
+pub fn says(machine: &mut Machine, line: &str, expected: &str) -> Result<()> {
+    let said = command(machine, line, WORK)?;
+    let wanted: Vec<&str> = expected.lines().collect();
+    let has = |lines: &[String]| lines.iter().map(|line| line.trim_end()).eq(wanted.iter().copied());
+    if said.windows(wanted.len().max(1)).any(has) {
+        return Ok(());
+    }
+    Err(Error::failed(format!("`{line}` said {said:?}, expected {expected:?}")))
 }

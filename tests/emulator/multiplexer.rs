@@ -6,7 +6,7 @@ use xtask::error::{Error, Result};
 use xtask::machine::{Emulator, Machine};
 use xtask::suite::Outcome;
 
-use crate::console::{ANSWER, BOOT, PROMPT, USERSPACE, command, wait_for_shell};
+use crate::console::{ANSWER, BOOT, PROMPT, USERSPACE, WORK, command, wait_for_shell};
 use crate::lab::Lab;
 use crate::manifest::{Guest, good, manifest};
 
@@ -94,10 +94,10 @@ fn bring_to_front(machine: &mut Machine, number: u32, name: &str) -> Result<()> 
     machine.expect(PROMPT, ANSWER).map(drop)
 }
 
-/// Types a command at the management prompt and waits for a line of its answer.
+/// Types a command at the management prompt and waits for a line of its answer, or of what comes of it.
 pub fn manage(machine: &mut Machine, line: &str, answer: &str) -> Result<()> {
     machine.send(&format!("{line}\r"))?;
-    machine.expect(answer, ANSWER).map(drop)
+    machine.expect(answer, WORK).map(drop)
 }
 
 /// Characters of several bytes pass both ways, and so does Peerboot's key when it is typed twice.

@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use xtask::error::{Error, Result};
 use xtask::machine::{Bus, Disk, Emulator, Machine, Spec};
 use xtask::suite::{Case, Outcome};
 
-use crate::console::{ANSWER, BOOT, PROMPT, command, wait_for_shell};
+use crate::console::{ANSWER, BOOT, PROMPT, command, says, wait_for_shell};
 use crate::lab::Lab;
 use crate::manifest::{Guest, good, manifest};
 
@@ -25,8 +24,6 @@ const MODULES: [&str; 7] = [
 /// The console's, which takes over what is typed.
 const CONSOLE: &str = "char/virtio_console.ko";
 const DISK_BYTES: usize = 128 << 10;
-/// Wall time for a command that moves the whole disk a few times.
-const WORK: Duration = Duration::from_secs(180);
 
 /// How the devices are seen.
 pub fn cases() -> Vec<Case<Lab>> {
@@ -132,13 +129,4 @@ fn bytes() -> Vec<u8> {
 /// A module's file name.
 fn name(module: &str) -> &str {
     module.rsplit('/').next().unwrap_or(module)
-}
-
-/// A command's output is this.
-fn says(machine: &mut Machine, line: &str, expected: &str) -> Result<()> {
-    let said = command(machine, line, WORK)?.join("\n");
-    if said.trim_end() == expected {
-        return Ok(());
-    }
-    Err(Error::failed(format!("`{line}` said {said:?}, expected {expected:?}")))
 }
