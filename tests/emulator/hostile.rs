@@ -513,7 +513,7 @@ fn check_beats(beats: &[Beat], witness: Witness, outside: Duration) -> Result<()
     /// Seconds between two clocks that are read one after the other by different programs.
     const APART: f64 = 5.0;
     /// Seconds between two beats.
-    const GAP: f64 = 60.0;
+    const GAP: f64 = BEAT.as_secs_f64();
     let fail = |what: &str, beat: &Beat| Err(Error::failed(format!("{what}: {beat:?}")));
     let (Some(first), Some(last)) = (beats.first(), beats.last()) else {
         return Err(Error::failed("no beats"));
