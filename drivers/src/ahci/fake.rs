@@ -59,6 +59,8 @@ pub struct State {
     pub refuses: bool,
     /// Firmware owns it, and lets go when asked.
     pub owned: Option<bool>,
+    /// Where in memory it is at work for as long as it is not kept from it.
+    pub at_work: Option<u64>,
     /// Commands done.
     pub done: Vec<u8>,
     pub resets: usize,
@@ -97,6 +99,7 @@ impl Fake {
             obeys_reset: true,
             refuses: false,
             owned: None,
+            at_work: None,
             done: Vec::new(),
             resets: 0,
         };
@@ -230,6 +233,21 @@ impl Fake {
         state.issued &= !(1 << slot);
         state.active &= !(1 << slot);
         state.interrupts |= if fault == Some(Fault::Again) { 0xf } else { 1 << 3 };
+    }
+
+    /// A device that was plugged in says so, and the port puts that where it was told to.
+    pub fn plug(&self) {
+        let state = &mut *self.state.lock();
+        state.pulled = false;
+        if state.command >> 14 & 1 == 1 {
+            self.platform.write(Self::address(state, 2) + 0x40, &[0x34; 20]);
+        }
+    }
+
+    /// The last thing that it does in memory before it is kept from it.
+    pub fn finish(&self) {
+        let at_work = self.state.lock().at_work;
+        at_work.into_iter().for_each(|address| self.platform.write(address, &[0xee; 16]));
     }
 
     fn fail(&self, state: &mut State) {

@@ -101,7 +101,8 @@ fn start_at(
                 let port = Arc::new(port);
                 let overlap = if port.queues() { Overlap::Transfers } else { Overlap::None };
                 let unit = acs::unit(u32::from(port.number()), port.identity(), overlap);
-                disks.push(Blocks::disk(&**platform, Arc::clone(&port) as Arc<dyn Engine>, unit)?);
+                let disk = Blocks::disk(&**platform, Arc::clone(&port) as Arc<dyn Engine>, unit);
+                disks.push(disk.inspect_err(|_| silence())?);
                 ports.push(port);
             }
             Ok(None) => (),
@@ -170,13 +171,7 @@ impl Driver for Ahci {
             self.ports.iter().for_each(|port| port.close());
             return true;
         }
-        self.ports.iter().fold(false, |had, port| {
-            let has = port.recover().unwrap_or_else(|_| {
-                (self.silence)();
-                true
-            });
-            had | has
-        })
+        self.ports.iter().fold(false, |had, port| port.recover(&*self.silence) | had)
     }
 
     fn disks(&self) -> Vec<Disk> {

@@ -62,7 +62,26 @@ impl Port {
     ) -> Result<Option<Self>, Error> {
         let list = Arc::new(List::new(&**platform, usize::from(slots).max(1))?);
         stop(&**platform, &registers).await?;
-        let Some(identity) = bring_up(&**platform, &registers, &list).await? else { return Ok(None) };
+        let found = Self::open(platform, &registers, &list, wide, slots).await;
+        // Without a driver too, the port would write there what a disk says that comes later.
+        if !matches!(found, Ok(Some(_)))
+            && let Err(error) = stop(&**platform, &registers).await
+        {
+            core::mem::forget(list);
+            return Err(error);
+        }
+        found
+    }
+
+    /// The disk of a port that has stopped.
+    async fn open(
+        platform: &Arc<dyn Platform>,
+        registers: &registers::Port,
+        list: &Arc<List>,
+        wide: bool,
+        slots: u8,
+    ) -> Result<Option<Self>, Error> {
+        let Some(identity) = bring_up(&**platform, registers, list).await? else { return Ok(None) };
         // With a queue of one, nothing is won.
         let queues = slots > 1 && identity.queue > 1;
         let reach = Reach {
@@ -77,15 +96,16 @@ impl Port {
         let shape = Shape { slots: usize::from(slots), reach, ranges: acs::ranges };
         let inner = Inner {
             registers: registers.clone(),
-            list,
+            list: Arc::clone(list),
             queue: Queue::new(Arc::clone(platform), shape)?,
             identity: identity.clone(),
             queues,
             issued: 0,
             tagged: false,
         };
-        allow_interrupts(&registers);
-        let (platform, inner, recovery) = (Arc::clone(platform), Shared::new(inner), Recovery::new());
+        allow_interrupts(registers);
+        let (platform, registers) = (Arc::clone(platform), registers.clone());
+        let (inner, recovery) = (Shared::new(inner), Recovery::new());
         Ok(Some(Self { platform, registers, inner, recovery, identity }))
     }
 
@@ -116,8 +136,8 @@ impl Port {
     }
 
     /// Brings the port back if it has stopped, or what is under way is overdue, or the link is down. Whether it had
-    /// to; an error if it cannot be kept from memory.
-    pub fn recover(self: &Arc<Self>) -> Result<bool, Error> {
+    /// to. A port that does not stop is kept from memory by `silence`.
+    pub fn recover(self: &Arc<Self>, silence: &dyn Fn()) -> bool {
         let now = self.platform.now();
         self.recovery.looked(now);
         self.serve();
@@ -130,14 +150,14 @@ impl Port {
             let port = Arc::clone(self);
             self.recovery.begin(|| Box::pin(async move { port.restart().await }));
         }
-        match self.recovery.proceed(now) {
-            Some(Err(error)) => {
-                self.close();
-                // A port that is gone, or has stopped, works on no memory.
-                if error == Error::Silent(STOPPING) { Err(error) } else { Ok(begins) }
+        if let Some(Err(error)) = self.recovery.proceed(now) {
+            // One that is gone, or has stopped, works on no memory; who is answered takes his back.
+            if error == Error::Silent(STOPPING) {
+                silence();
             }
-            _ => Ok(begins),
+            self.close();
         }
+        begins
     }
 
     /// There is no such disk any more.

@@ -6,6 +6,7 @@ use crate::testing::{FakePlatform, poll};
 use crate::trial::{self, Device, Rig};
 use core::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
+use spin::Mutex;
 use storage::{BlockError, Buffer};
 
 const SECOND: u64 = 1_000_000_000;
@@ -17,15 +18,19 @@ struct Set {
     silenced: Arc<AtomicBool>,
 }
 
-fn try_start(identity: Identity, prepare: impl FnOnce(&Fake)) -> Result<Set, Error> {
+fn try_start(identity: Identity, prepare: impl FnOnce(&Arc<Fake>)) -> Result<Set, Error> {
     let platform = FakePlatform::new();
     let fake = Fake::new(&platform, identity);
     prepare(&fake);
     let shared = Arc::clone(&platform) as Arc<dyn Platform>;
     let hba = take(&*shared, Arc::clone(&fake) as Arc<dyn Registers>)?;
     let silenced = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&silenced);
-    let driver = start_at(&shared, hba, Box::new(move || flag.store(true, Ordering::Relaxed)))?;
+    let (flag, device) = (Arc::clone(&silenced), Arc::clone(&fake));
+    let silence = move || {
+        device.finish();
+        flag.store(true, Ordering::Relaxed);
+    };
+    let driver = start_at(&shared, hba, Box::new(silence))?;
     fake.state.lock().done.clear();
     Ok(Set { platform, fake, driver, silenced })
 }
@@ -100,16 +105,24 @@ fn blocks_of_4096_bytes_are_served() {
 
 #[test]
 fn what_is_no_disk_is_left_alone() {
-    let none = |prepare: &dyn Fn(&Fake)| {
+    let none = |prepare: &dyn Fn(&Arc<Fake>)| {
         let set = try_start(modern(8, 512), prepare).unwrap_or_else(|error| panic!("{error}"));
         assert!(set.driver.disks().is_empty());
+        // The port has nowhere to put what comes later.
+        set.fake.plug();
     };
     none(&|fake| fake.state.lock().signature = 0xeb14_0101);
     none(&|fake| fake.state.lock().pulled = true);
-    let refused = |prepare: &dyn Fn(&Fake)| try_start(modern(8, 512), prepare).err();
-    assert_eq!(refused(&|fake| fake.state.lock().refuses = true), Some(Error::Refused("identify itself")));
+    let refused = |prepare: &dyn Fn(&Arc<Fake>)| try_start(modern(8, 512), prepare).err();
+    let unknown = Mutex::new(None);
+    let refuses = |fake: &Arc<Fake>| {
+        fake.state.lock().refuses = true;
+        *unknown.lock() = Some(Arc::clone(fake));
+    };
+    assert_eq!(try_start(modern(8, 512), refuses).err(), Some(Error::Refused("identify itself")));
+    unknown.lock().iter().for_each(|fake| fake.plug());
     assert_eq!(refused(&|fake| fake.state.lock().gone = true), Some(Error::Gone));
-    let stuck = |fake: &Fake| {
+    let stuck = |fake: &Arc<Fake>| {
         let mut state = fake.state.lock();
         (state.stuck, state.obeys_reset) = (true, false);
     };
@@ -188,12 +201,15 @@ fn a_controller_that_vanishes_is_gone() {
 #[test]
 fn a_port_that_does_not_stop_is_kept_from_memory() {
     let set = usual();
+    let (disk, memory) = (set.disk(), set.platform.scattered(&[512]));
     {
         let mut state = set.fake.state.lock();
         state.faults.push_back(Fault::Silence);
         state.stuck = true;
+        state.at_work = memory.pieces().flatten().next().map(|piece| piece.address);
     }
-    assert_eq!(set.reads(), Err(BlockError::Gone));
+    // The memory is the request's alone, and is given back with the answer.
+    assert_eq!(set.wait(disk.read(0, memory)), Err(BlockError::Gone));
     assert!(set.silenced.load(Ordering::Relaxed));
 }
 
@@ -222,7 +238,7 @@ proptest! {
             2 => Identity { queue: 5, ..modern(300, 512) },
             _ => old(300),
         };
-        let capable = |fake: &Fake| fake.state.lock().capabilities = 1 << 31 | 1 << 30 | slots << 8;
+        let capable = |fake: &Arc<Fake>| fake.state.lock().capabilities = 1 << 31 | 1 << 30 | slots << 8;
         let set = try_start(identity, capable).ok().unwrap();
         trial::run(&set.platform, &set.driver, &*set.disk(), &*set.fake, &steps);
     }
