@@ -74,8 +74,10 @@ pub struct State {
     pub gone: bool,
     /// It ignores CC.
     pub stuck: bool,
-    /// Admin commands are not answered.
+    /// Admin commands are not answered,
     pub mute: bool,
+    /// but it is at work in the memory of the last one.
+    at_work: Option<u64>,
     pub vectors: BTreeMap<u16, Option<u32>>,
     /// Opcodes of the commands done.
     pub done: Vec<u8>,
@@ -101,6 +103,7 @@ impl Fake {
             gone: false,
             stuck: false,
             mute: false,
+            at_work: None,
             vectors: BTreeMap::new(),
             done: Vec::new(),
         };
@@ -159,6 +162,12 @@ impl Fake {
         }
     }
 
+    /// The last thing that it does in memory before it is kept from it.
+    pub fn finish(&self) {
+        let at_work = self.state.lock().at_work.take();
+        at_work.into_iter().for_each(|address| self.platform.write(address, &[0xee; 4096]));
+    }
+
     fn complete(&self, state: &mut State, queue: u16, id: u16, status: u16, result: u32) {
         let queue = state.submissions[&queue].completions;
         let queue = state.completions.get_mut(&queue).expect("a queue");
@@ -173,11 +182,12 @@ impl Fake {
     }
 
     fn administer(&self, state: &mut State, entry: &[u32; 16]) {
+        let address = u64::from(entry[6]) | u64::from(entry[7]) << 32;
         if state.mute {
+            state.at_work = Some(address).filter(|address| *address != 0);
             return;
         }
         let id = (entry[0] >> 16) as u16;
-        let address = u64::from(entry[6]) | u64::from(entry[7]) << 32;
         let (number, entries) = (entry[10] as u16, (entry[10] >> 16) + 1);
         let mut result = 0;
         let status = match entry[0] as u8 {

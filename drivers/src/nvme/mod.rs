@@ -90,9 +90,10 @@ fn start_at(
     if !registers.is_usable() {
         return Err(Error::Unusable("it has no NVM command set, or no pages of 4 KiB"));
     }
-    let admin = Admin::new(Arc::clone(&platform), registers)?;
-    let started = finish(&*platform, bring_up(&platform, admin, sources, &reach));
-    let (admin, queues, units) = started.inspect_err(|_| reach(false))?;
+    // What does not come up may still be at work in their memory, which goes with them.
+    let (admin, mut queues) = (Admin::new(Arc::clone(&platform), registers)?, Vec::new());
+    let started = finish(&*platform, bring_up(&platform, &admin, &mut queues, sources, &reach));
+    let units = started.inspect_err(|_| reach(false))?;
     let recovery = Recovery::new();
     let shared = Arc::clone(&platform);
     let controller = Controller { platform: shared, admin, queues, sources, recovery, reach };
@@ -102,14 +103,13 @@ fn start_at(
     Ok(Nvme { controller, disks })
 }
 
-type BroughtUp = (Admin, Vec<Shared<Io>>, Vec<Unit>);
-
 async fn bring_up(
     platform: &Arc<dyn Platform>,
-    admin: Admin,
+    admin: &Admin,
+    queues: &mut Vec<Shared<Io>>,
     sources: u16,
     reach: &ReachMemory,
-) -> Result<BroughtUp, Error> {
+) -> Result<Vec<Unit>, Error> {
     admin.disable().await?;
     // Firmware may have left it with queues of its own.
     reach(true);
@@ -122,7 +122,6 @@ async fn bring_up(
     if entries < 2 {
         return Err(Error::Unusable("its queues have one entry"));
     }
-    let mut queues = Vec::new();
     for number in 1..=given {
         // Fewer doorbells than queues, or less memory than cores: so be it.
         let made = Ring::new(&**platform, admin.registers(), number, entries)
@@ -133,7 +132,7 @@ async fn bring_up(
             Err(_) => break,
         }
     }
-    create(&admin, &queues, sources).await?;
+    create(admin, queues, sources).await?;
 
     let mut units = Vec::new();
     let mut refused = None;
@@ -146,7 +145,7 @@ async fn bring_up(
     }
     match refused {
         Some(error) if units.is_empty() => Err(error),
-        _ => Ok((admin, queues, units)),
+        _ => Ok(units),
     }
 }
 
@@ -276,5 +275,12 @@ impl Driver for Nvme {
 
     fn disks(&self) -> Vec<Disk> {
         self.disks.clone()
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        // Its memory goes with it.
+        (self.reach)(false);
     }
 }

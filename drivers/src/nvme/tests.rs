@@ -23,8 +23,11 @@ fn disk_of(block_size: usize, blocks: usize) -> Namespace {
 
 fn try_start(platform: &Arc<FakePlatform>, fake: &Arc<Fake>) -> (Result<Nvme, Error>, Arc<AtomicBool>) {
     let silenced = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&silenced);
-    let reach = Box::new(move |may: bool| flag.store(!may, Ordering::Relaxed));
+    let (flag, device) = (Arc::clone(&silenced), Arc::clone(fake));
+    let reach = Box::new(move |may: bool| {
+        device.finish();
+        flag.store(!may, Ordering::Relaxed);
+    });
     let shared = Arc::clone(platform) as Arc<dyn Platform>;
     (start_at(shared, Arc::clone(fake) as Arc<dyn Window>, 1, reach), silenced)
 }
@@ -52,6 +55,14 @@ impl Rig for Set {
     fn device(&self) -> &dyn Device {
         &*self.fake
     }
+}
+
+#[test]
+fn a_controller_without_a_driver_is_kept_from_memory() {
+    let Set { driver, silenced, .. } = usual();
+    assert!(!silenced.load(Ordering::Relaxed));
+    drop(driver);
+    assert!(silenced.load(Ordering::Relaxed));
 }
 
 #[test]

@@ -96,8 +96,10 @@ fn start_at(
     reach: ReachMemory,
 ) -> Result<VirtioBlk, Error> {
     let transport = Arc::new(transport);
-    let started = finish(&*platform, bring_up(&platform, &transport, wiring, &reach));
-    let (features, queues, unit) = started.inspect_err(|_| reach(false))?;
+    // What does not come up may still be at work in their memory, which goes with them.
+    let mut queues = Vec::new();
+    let started = finish(&*platform, bring_up(&platform, &transport, &mut queues, wiring, &reach));
+    let (features, unit) = started.inspect_err(|_| reach(false))?;
     let shared = Arc::clone(&platform);
     let recovery = Recovery::new();
     let controller = Controller { platform: shared, transport, features, queues, wiring, recovery, reach };
@@ -106,14 +108,13 @@ fn start_at(
     Ok(VirtioBlk { controller, disk })
 }
 
-type BroughtUp = (u64, Vec<Shared<Commands>>, Unit);
-
 async fn bring_up(
     platform: &Arc<dyn Platform>,
     transport: &Arc<Transport>,
+    queues: &mut Vec<Shared<Commands>>,
     wiring: Wiring,
     reach: &ReachMemory,
-) -> Result<BroughtUp, Error> {
+) -> Result<(u64, Unit), Error> {
     transport.reset(&**platform).await?;
     // Firmware may have left it with queues of its own.
     reach(true);
@@ -123,7 +124,6 @@ async fn bring_up(
 
     let cores = u16::try_from(platform.cores()).unwrap_or(u16::MAX).max(1);
     let count = configuration.queues.min(transport.queues()).clamp(1, cores);
-    let mut queues = Vec::new();
     for number in 0..count {
         match Commands::new(platform, transport, number, &configuration, features) {
             Ok(commands) => queues.push(Shared::new(commands)),
@@ -132,11 +132,11 @@ async fn bring_up(
             Err(_) => break,
         }
     }
-    begin(transport, &queues, wiring)?;
+    begin(transport, queues, wiring)?;
     let first = queues.first().ok_or(Error::Unusable("it has no queue"))?;
     let serial = serial(&**platform, first).await?;
     let unit = unit(&configuration, geometry, serial, features, first.with(|commands| commands.transfer()))?;
-    Ok((features, queues, unit))
+    Ok((features, unit))
 }
 
 /// Starts all queues, and with them the device.

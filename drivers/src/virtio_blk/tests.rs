@@ -306,8 +306,14 @@ fn a_device_that_does_not_start_is_kept_from_memory() {
             fake.fault(Fault::Status(0));
             platform.on_wait(|| ());
             let (quiet, transport) = (Arc::new(AtomicBool::new(false)), fake.transport());
-            let flag = Arc::clone(&quiet);
-            let reach = Box::new(move |may: bool| flag.store(!may, Ordering::Relaxed));
+            let (flag, worker) = (Arc::clone(&quiet), Arc::clone(&fake));
+            let reach = Box::new(move |may: bool| {
+                if !may {
+                    // The memory of what it was asked is there for as long as it may get on with it.
+                    worker.step(0);
+                }
+                flag.store(!may, Ordering::Relaxed);
+            });
             let started = start_at(Arc::clone(&platform) as Arc<dyn Platform>, transport, ONE_MESSAGE, reach);
             assert_eq!(started.err(), Some(error));
             assert!(quiet.load(Ordering::Relaxed));
