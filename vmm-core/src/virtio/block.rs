@@ -167,8 +167,8 @@ impl Block {
     /// Takes requests from `queue` for as long as there are any and room for them.
     fn take(&mut self, queue: u16, queues: &mut Queues) {
         loop {
-            if self.requests.is_full() || self.segments >= MANY_SEGMENTS {
-                // Whatever ends has us look again.
+            if self.requests.is_full() || self.segments >= MANY_SEGMENTS || queues.is_spent() {
+                // Whatever ends has us look again, and so has who served enough.
                 self.left_waiting = true;
                 return;
             }

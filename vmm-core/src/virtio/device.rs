@@ -105,16 +105,26 @@ pub(super) struct Slot {
     pub used: bool,
 }
 
+/// How many buffers a device takes at a time, so that no driver keeps it at it by refilling its queues.
+pub(super) const BUFFERS_AT_ONCE: usize = 128;
+
 /// A device's queues, for as long as it serves them.
 pub struct Queues<'a> {
     slots: &'a mut [Slot],
     memory: &'a Arc<GuestMemory>,
+    /// How many buffers may still be taken.
+    left: usize,
     fault: Option<(u16, Fault)>,
 }
 
 impl<'a> Queues<'a> {
     pub(super) fn new(slots: &'a mut [Slot], memory: &'a Arc<GuestMemory>) -> Self {
-        Self { slots, memory, fault: None }
+        Self { slots, memory, left: BUFFERS_AT_ONCE, fault: None }
+    }
+
+    /// Whether as many buffers were taken as may be at a time. Others may be left, for which the device is served again.
+    pub fn is_spent(&self) -> bool {
+        self.left == 0
     }
 
     /// What the driver did wrong meanwhile, and in which queue.
@@ -132,10 +142,14 @@ impl<'a> Queues<'a> {
         self.slots.len() as u16
     }
 
-    /// The next buffer from `queue`; none once something was wrong.
+    /// The next buffer from `queue`; none once something was wrong, or enough were taken.
     pub fn pop(&mut self, queue: u16) -> Option<Chain> {
+        if self.is_spent() {
+            return None;
+        }
         let memory = self.memory;
-        self.ask(queue, |slot| slot.queue.as_mut().map_or(Ok(None), |ring| ring.pop(memory))).flatten()
+        let taken = self.ask(queue, |slot| slot.queue.as_mut().map_or(Ok(None), |ring| ring.pop(memory)));
+        taken.flatten().inspect(|_| self.left = self.left.saturating_sub(1))
     }
 
     /// Gives a buffer of `queue` back, of which `written` bytes were written.
@@ -148,8 +162,12 @@ impl<'a> Queues<'a> {
         });
     }
 
-    /// Asks to be told of the next buffer in `queue`. True where one came meanwhile, of which nobody tells.
+    /// Asks to be told of the next buffer in `queue`. True where one came meanwhile, of which nobody tells, and which
+    /// may be taken now.
     pub fn ask_for_notification(&mut self, queue: u16) -> bool {
+        if self.is_spent() {
+            return false;
+        }
         let memory = self.memory;
         let asked =
             |slot: &mut Slot| slot.queue.as_mut().map_or(Ok(false), |ring| ring.ask_for_notification(memory));

@@ -139,6 +139,8 @@ pub struct VirtioPci {
     queue_select: u16,
     registers: Vec<QueueRegisters>,
     slots: Vec<Slot>,
+    /// Has the device served again.
+    waker: Waker,
 }
 
 impl VirtioPci {
@@ -194,6 +196,7 @@ impl VirtioPci {
             queue_select: 0,
             registers: device.queue_sizes().iter().copied().map(QueueRegisters::new).collect(),
             slots: (0..queues).map(|_| Slot::default()).collect(),
+            waker: Waker::noop().clone(),
             device,
         })
     }
@@ -205,6 +208,10 @@ impl VirtioPci {
         let slots = if self.is_running() { self.slots.as_mut_slice() } else { &mut [] };
         let mut queues = Queues::new(slots, memory);
         self.device.serve(notified, &mut queues, ctx);
+        if queues.is_spent() {
+            // The others on this core want to go on too.
+            self.waker.wake_by_ref();
+        }
         let fault = queues.into_fault();
         for n in 0..self.slots.len() {
             let Some(slot) = self.slots.get_mut(n) else { break };
@@ -490,6 +497,7 @@ impl PciFunction for VirtioPci {
     }
 
     fn connect(&mut self, waker: Waker) {
+        self.waker = waker.clone();
         self.device.connect(waker);
     }
 

@@ -44,9 +44,13 @@ impl Device for Rng {
     }
 
     fn serve(&mut self, _notified: Option<u16>, queues: &mut Queues, _ctx: &mut Context) {
-        // As many as the ring has at most: a driver that makes more available meanwhile tells of them.
-        for _ in 0..QUEUE_SIZES[0] {
-            let Some(chain) = queues.pop(0) else { break };
+        loop {
+            let Some(chain) = queues.pop(0) else {
+                if queues.ask_for_notification(0) {
+                    continue;
+                }
+                return;
+            };
             let mut bytes = [0; MOST_BYTES];
             let len = (chain.writable.len() as usize).min(MOST_BYTES);
             let written = bytes.get_mut(..len).map_or(0, |bytes| {
@@ -55,7 +59,6 @@ impl Device for Rng {
             });
             queues.push(0, chain.token, written as u32);
         }
-        queues.ask_for_notification(0);
     }
 
     fn reset(&mut self) {}
@@ -65,7 +68,42 @@ impl Device for Rng {
 mod tests {
     use super::*;
     use crate::virtio::queue::RingFeatures;
-    use crate::virtio::testing::{Function, VERSION_1, at};
+    use crate::virtio::testing::{Driver, Function, VERSION_1, at, memory};
+    use alloc::sync::Arc;
+    use spin::Mutex;
+
+    /// Whose driver wants more at once.
+    struct Eager(Arc<Mutex<Driver>>);
+
+    impl Entropy for Eager {
+        fn fill(&mut self, bytes: &mut [u8]) {
+            bytes.fill(7);
+            let mut driver = self.0.lock();
+            driver.take();
+            driver.offer(&[], &[(0x1000, 4)], false).unwrap();
+        }
+    }
+
+    #[test]
+    fn no_buffer_is_forgotten_that_comes_while_others_are_filled() {
+        for packed in [false, true] {
+            let ring = RingFeatures { packed, event_index: true, ..RingFeatures::default() };
+            let memory = memory(1 << 20);
+            let driver = Arc::new(Mutex::new(Driver::new(&memory, 0x4_0000, 8, ring)));
+            let mut function = Function::with_memory(Rng::new(Box::new(Eager(Arc::clone(&driver)))), memory);
+            function.negotiate(VERSION_1 | 1 << 29 | if packed { 1 << 34 } else { 0 });
+            function.enable_queue(0, 0x4_0000, 8, ring);
+            function.set_status(0xf);
+            driver.lock().offer(&[], &[(0x1000, 4)], false).unwrap();
+            function.notify(0);
+            for _ in 0..5 {
+                let rings = function.bell.rings();
+                assert!(rings > 0, "it goes on by itself, for nobody tells it of what it was not to be told");
+                function.poll();
+                assert!(function.bell.rings() > rings);
+            }
+        }
+    }
 
     struct Count(u8);
 

@@ -249,6 +249,8 @@ struct DiskState {
     /// What it was asked, in words.
     asked: Vec<String>,
     fail: Option<BlockError>,
+    /// Done with each request.
+    meanwhile: Option<Box<dyn FnMut() + Send>>,
 }
 
 impl Disk {
@@ -291,7 +293,17 @@ impl Disk {
         std::mem::take(&mut self.state.lock().asked)
     }
 
+    /// Does this with each request that it is asked.
+    pub fn meanwhile(&self, work: impl FnMut() + Send + 'static) {
+        self.state.lock().meanwhile = Some(Box::new(work));
+    }
+
     fn answer(&self, what: String, buffer: Option<Buffer>, work: impl FnOnce(&mut [u8])) -> Reply<'_> {
+        let meanwhile = self.state.lock().meanwhile.take();
+        if let Some(mut meanwhile) = meanwhile {
+            meanwhile();
+            self.state.lock().meanwhile = Some(meanwhile);
+        }
         let mut state = self.state.lock();
         state.asked.push(what);
         let result = state.fail.map_or(Ok(()), Err);
@@ -395,12 +407,16 @@ pub const VERSION_1: u64 = 1 << 32;
 
 impl Function {
     pub fn new(device: impl Device + 'static) -> Self {
+        Self::with_memory(device, memory(1 << 20))
+    }
+
+    pub fn with_memory(device: impl Device + 'static, memory: Arc<GuestMemory>) -> Self {
         let mut pci = VirtioPci::new(Box::new(device)).unwrap();
         let bell = Arc::new(Bell::default());
         pci.connect(Waker::from(Arc::clone(&bell)));
         Self {
             pci,
-            memory: memory(1 << 20),
+            memory,
             terminal: Terminal { room: usize::MAX, ..Terminal::default() },
             outside: Outside::default(),
             bell,

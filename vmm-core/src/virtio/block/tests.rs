@@ -111,6 +111,29 @@ fn blocks_are_read_and_written() {
 }
 
 #[test]
+fn a_driver_that_refills_its_queue_keeps_nobody_for_ever() {
+    let disk = Disk::new(512, 64);
+    let mut guest = Guest::new(Arc::clone(&disk), ALL);
+    guest.offer(0, kind::FLUSH, 0, &[], &[]);
+    // Another virtual CPU, which puts the next request in when the one before is done.
+    let memory = Arc::clone(&guest.function.memory);
+    let mut other =
+        core::mem::replace(&mut guest.driver, Driver::new(&memory, 0x6_0000, 8, RingFeatures::default()));
+    let mut count = 0;
+    disk.meanwhile(move || {
+        count += 1;
+        assert!(count <= 1000, "it goes on and on");
+        other.take();
+        other.offer(&[(HEADERS, 16)], &[(STATUSES, 1)], false).unwrap();
+    });
+    guest.function.notify(0);
+    let first = disk.take_asked().len();
+    assert!(first > 1 && guest.function.bell.rings() == 1);
+    guest.function.poll();
+    assert_eq!((disk.take_asked().len(), guest.function.bell.rings()), (first, 2), "and then as many again");
+}
+
+#[test]
 fn what_cannot_be_done_says_so() {
     let mut guest = Guest::new(Disk::new(4096, 8), ALL);
     assert_eq!(guest.request(kind::IN, 0, &[], &[(DATA, 4096)]).0, status::OK);

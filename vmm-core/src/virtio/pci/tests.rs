@@ -1,7 +1,10 @@
 use super::*;
 use crate::virtio::queue::RingError;
-use crate::virtio::testing::{Function, at};
+use crate::virtio::testing::{Driver, Function, at, memory};
 use crate::virtio::{Device, Identity};
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use spin::Mutex;
 
 const RINGS: u64 = 0x4_0000;
 
@@ -39,6 +42,64 @@ impl Device for Echo {
     }
     fn reset(&mut self) {
         self.features = 0;
+    }
+}
+
+/// A device that takes what there is, and whose driver puts in another buffer for each.
+struct Endless {
+    driver: Arc<Mutex<Driver>>,
+    taken: Arc<AtomicUsize>,
+}
+
+impl Device for Endless {
+    fn identity(&self) -> Identity {
+        Identity { name: "endless", id: 42, class: 0x00_ff_00 }
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[8]
+    }
+    fn config(&self) -> &[u8] {
+        &[]
+    }
+    fn serve(&mut self, _notified: Option<u16>, queues: &mut Queues, _ctx: &mut Context) {
+        loop {
+            while let Some(chain) = queues.pop(0) {
+                assert!(self.taken.fetch_add(1, Ordering::Relaxed) < 10_000, "it goes on and on");
+                queues.push(0, chain.token, 0);
+                let mut driver = self.driver.lock();
+                driver.take();
+                driver.offer(&[(0x1000, 0)], &[], false).unwrap();
+            }
+            if !queues.ask_for_notification(0) {
+                return;
+            }
+        }
+    }
+    fn reset(&mut self) {}
+}
+
+#[test]
+fn a_driver_that_refills_its_queue_lets_others_go_on() {
+    for event_index in [false, true] {
+        let ring = RingFeatures { event_index, ..RingFeatures::default() };
+        let memory = memory(1 << 20);
+        let driver = Arc::new(Mutex::new(Driver::new(&memory, RINGS, 8, ring)));
+        let taken = Arc::new(AtomicUsize::new(0));
+        let device = Endless { driver: Arc::clone(&driver), taken: Arc::clone(&taken) };
+        let mut function = Function::with_memory(device, memory);
+        function.negotiate(VERSION_1 | u64::from(event_index) << 29);
+        function.enable_queue(0, RINGS, 8, ring);
+        function.set_status(0xf);
+        driver.lock().offer(&[(0x1000, 0)], &[], false).unwrap();
+        function.notify(0);
+        for round in 1..4 {
+            assert_eq!(taken.load(Ordering::Relaxed), round * 128);
+            assert_eq!(function.bell.rings(), round as u64, "it is asked for again");
+            function.poll();
+        }
     }
 }
 
