@@ -56,6 +56,7 @@ mod sectors;
 pub mod share;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod turn;
 #[cfg(feature = "vhd")]
 pub mod vhd;
 
@@ -65,3 +66,4 @@ pub use block::{
 pub use buffer::{Buffer, Memory, Piece};
 pub use overlay::Overlay;
 pub use sectors::Sectors;
+pub use turn::pause;

@@ -21,6 +21,8 @@ pub struct Requests<T, R> {
     under_way: usize,
     limit: usize,
     woken: Arc<Woken>,
+    /// Those of the woken that are still to be looked at.
+    looking_at: u64,
 }
 
 struct Slot<T, R> {
@@ -45,7 +47,7 @@ impl<T, R> Requests<T, R> {
     /// ended.
     pub fn new(limit: usize, device: Waker) -> Self {
         let woken = Arc::new(Woken { slots: AtomicU64::new(0), device });
-        Self { slots: Vec::new(), under_way: 0, limit: limit.min(MOST), woken }
+        Self { slots: Vec::new(), under_way: 0, limit: limit.min(MOST), woken, looking_at: 0 }
     }
 
     /// Whether as many are under way as there may be.
@@ -87,13 +89,16 @@ impl<T, R> Requests<T, R> {
         }
     }
 
-    /// One that has ended since, with its result. Ask until there is none: of what is left nobody tells again.
+    /// One that has ended since, with its result. Ask until there is none: of what is left nobody tells again. What is
+    /// woken while it is looked at, as long work is that lets others go on, has the device woken anew.
     pub fn take_ended(&mut self) -> Option<(T, R)> {
-        loop {
-            let woken = self.woken.slots.load(Ordering::Acquire);
-            let number = woken.trailing_zeros() as usize;
-            let slot = self.slots.get_mut(number)?;
-            self.woken.slots.fetch_and(!bit(number), Ordering::AcqRel);
+        if self.looking_at == 0 {
+            self.looking_at = self.woken.slots.swap(0, Ordering::AcqRel);
+        }
+        while self.looking_at != 0 {
+            let number = self.looking_at.trailing_zeros() as usize;
+            self.looking_at &= !bit(number);
+            let Some(slot) = self.slots.get_mut(number) else { continue };
             let Some(request) = &mut slot.request else { continue };
             let Poll::Ready(result) = request.work.as_mut().poll(&mut Context::from_waker(&slot.waker))
             else {
@@ -105,6 +110,7 @@ impl<T, R> Requests<T, R> {
                 return Some((about, result));
             }
         }
+        None
     }
 
     /// Forgets what all that are under way are about; they end all the same, unheard. Until then they are
@@ -288,8 +294,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_woken_for_nothing_goes_on() {
-        let (_, waker) = bell();
+    fn long_work_that_asks_to_go_on_keeps_nobody_meanwhile() {
+        let (bell, waker) = bell();
         let mut requests = Requests::new(4, waker);
         let mut polls = 0;
         let work = core::future::poll_fn(move |context| {
@@ -298,6 +304,7 @@ mod tests {
             if polls == 3 { Poll::Ready(polls) } else { Poll::Pending }
         });
         assert_eq!(requests.start((), work), None);
-        assert_eq!(requests.take_ended(), Some(((), 3)));
+        assert_eq!((requests.take_ended(), bell.rings()), (None, 2), "it asked for another turn");
+        assert_eq!((requests.take_ended(), requests.is_empty()), (Some(((), 3)), true));
     }
 }

@@ -25,6 +25,7 @@ use crate::fields::be_u64;
 use crate::image::QCOW2_MAGIC;
 use crate::join;
 use crate::lock::{Guarded, Lock};
+use crate::turn::pause;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -42,6 +43,8 @@ use spin::Mutex;
 const SECTOR: u64 = 512;
 /// Discarding looks at so many clusters at a time.
 const CLEARED_AT_ONCE: u64 = 1024;
+/// Reading and writing are about so many clusters at a time: each may lie elsewhere, and be a request of its own.
+const CLUSTERS_AT_ONCE: u64 = 32;
 /// So many slices of tables are written at a time, 64 KiB.
 const WRITTEN_AT_ONCE: usize = 16;
 /// What is copied from cluster to cluster is in memory in pieces of at most so many bytes,
@@ -441,6 +444,34 @@ impl Qcow2 {
         }
     }
 
+    /// A request's bytes in pieces of as many clusters as are looked at at a time.
+    fn pieces(&self, at: u64, buffer: &Buffer) -> impl Iterator<Item = (u64, Result<Buffer, BlockError>)> {
+        let most = self.layout().start(CLUSTERS_AT_ONCE);
+        let (end, within) = (at.saturating_add(buffer.len() as u64), at & most.wrapping_sub(1));
+        // All but the first begin with a cluster.
+        let starts = (at.saturating_sub(within)..end).step_by(usize::try_from(most).unwrap_or(usize::MAX));
+        starts.map(move |start| {
+            let (first, behind) = (start.max(at), start.saturating_add(most).min(end));
+            let offset = usize::try_from(first.saturating_sub(at)).unwrap_or(usize::MAX);
+            let len = usize::try_from(behind.saturating_sub(first)).unwrap_or(usize::MAX);
+            (first, part(buffer, offset, len))
+        })
+    }
+
+    async fn read_all(&self, at: u64, into: &Buffer) -> Result<(), BlockError> {
+        for (at, part) in self.pieces(at, into) {
+            self.read_at(at, &part?).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_all(&self, at: u64, from: &Buffer) -> Result<(), BlockError> {
+        for (at, part) in self.pieces(at, from) {
+            self.write_at(at, &part?).await?;
+        }
+        Ok(())
+    }
+
     async fn read_at(&self, at: u64, into: &Buffer) -> Result<(), BlockError> {
         let numbers = self.layout().clusters(at, into.len() as u64);
         let _claim = self.claims.share(numbers.clone()).await;
@@ -595,6 +626,10 @@ impl Qcow2 {
             let behind = last.min(number.saturating_add(CLEARED_AT_ONCE));
             self.clear_clusters(number..behind, exact).await?;
             number = behind;
+            if number < last {
+                // Where nothing is, all of a disk would be looked through at once.
+                pause().await;
+            }
         }
         Ok(())
     }
@@ -724,14 +759,14 @@ impl BlockDevice for Qcow2 {
     fn read(&self, at: u64, into: Buffer) -> Reply<'_> {
         Box::pin(async move {
             self.check(at, into.len() as u64, false)?;
-            self.read_at(at, &into).await
+            self.read_all(at, &into).await
         })
     }
 
     fn write(&self, at: u64, from: Buffer) -> Reply<'_> {
         Box::pin(async move {
             self.check(at, from.len() as u64, true)?;
-            Unfinished(&self.abandoned).watch(self.write_at(at, &from)).await
+            Unfinished(&self.abandoned).watch(self.write_all(at, &from)).await
         })
     }
 

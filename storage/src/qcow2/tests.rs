@@ -1,6 +1,9 @@
 use super::*;
 use crate::image::Base;
-use crate::testing::{Image, RamDisk, Random, Slow, Story, Tape, pattern, sector, wait};
+use crate::testing::{Image, RamDisk, Random, Slow, Story, Tape, Watch, pattern, sector, wait};
+use core::future::Future;
+use core::task::{Context, Waker};
+use std::pin::pin;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -117,6 +120,36 @@ fn what_qemu_writes_is_read() {
             }
             assert!(file.bytes() == before, "{case:?}: reading writes nothing");
         }
+    }
+}
+
+#[test]
+fn a_request_takes_no_more_memory_where_an_image_is_in_pieces() {
+    let mut bytes = create_by_qemu("cluster_size=512", "1M").bytes();
+    bytes.resize(4 * MIB, 0);
+    let watch = Watch::new(disk(bytes));
+    let image = wait(Qcow2::open(Arc::clone(&watch) as Arc<dyn BlockDevice>, None)).unwrap();
+    let content = pattern(MIB, 5);
+    // From the end to the beginning, so that no cluster lies behind the one before.
+    for at in (0..MIB).step_by(512).rev() {
+        write(&image, at as u64, &content[at..at + 512]);
+    }
+    watch.take();
+    assert!(read(&image, 512, MIB - 512) == content[512..]);
+    assert!(watch.take().most <= 32);
+    write(&image, 512, &content[..MIB - 512]);
+    assert!(watch.take().most <= 32);
+    assert!(read(&image, 512, MIB - 512) == content[..MIB - 512]);
+}
+
+#[test]
+fn a_range_without_anything_is_not_looked_through_at_once() {
+    let file = disk(create_by_qemu("cluster_size=64k", "8G").bytes());
+    let image = open(&file, None).unwrap();
+    let mut context = Context::from_waker(Waker::noop());
+    for mut reply in [image.discard(0, 8 << 30), image.write_zeroes(0, 8 << 30)].map(Box::pin) {
+        assert!(pin!(reply.as_mut()).poll(&mut context).is_pending(), "others get their turn");
+        assert_eq!(wait(reply), Ok(()));
     }
 }
 

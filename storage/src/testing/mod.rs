@@ -16,6 +16,8 @@ mod image;
 mod power;
 #[cfg(test)]
 mod tape;
+#[cfg(test)]
+mod watch;
 
 use crate::block::{BlockDevice, BlockError, Geometry, Reply};
 use crate::buffer::Buffer;
@@ -33,6 +35,8 @@ use std::boxed::Box;
 use std::vec::Vec;
 #[cfg(test)]
 pub use tape::{Slow, Tape};
+#[cfg(test)]
+pub use watch::{Reachable, Watch};
 
 /// A disk in memory, which answers at once.
 pub struct RamDisk {

@@ -6,7 +6,7 @@ use crate::chipset::Context;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
-use storage::{BlockDevice, BlockError, Buffer};
+use storage::{BlockDevice, BlockError, Buffer, pause};
 
 const FLUSH: u8 = 0x00;
 const WRITE: u8 = 0x01;
@@ -57,7 +57,11 @@ pub(super) async fn perform(device: Arc<dyn BlockDevice>, work: Work) -> Ended {
             safe
         }
         Work::Discard(ranges) => {
-            for (at, len) in ranges {
+            for (n, (at, len)) in ranges.into_iter().enumerate() {
+                if n > 0 {
+                    // There may be many, all of them done at once.
+                    pause().await;
+                }
                 device.discard(at, len).await?;
             }
             false

@@ -8,10 +8,11 @@ use super::queue::{Chain, Segments, Token};
 use crate::chipset::Context;
 use crate::memory::{GuestMemory, GuestPhys, scattered};
 use crate::requests::{MOST, Requests};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::task::Waker;
-use storage::{BlockDevice, BlockError, Buffer, Geometry};
+use storage::{BlockDevice, BlockError, Buffer, Geometry, Reply, pause};
 
 /// Feature bits (5.2.3).
 mod feature {
@@ -63,6 +64,10 @@ const MOST_QUEUES: usize = 16;
 const MOST_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 /// No request is taken while those under way have this many buffers: what they take of our memory has an end.
 const MANY_SEGMENTS: usize = 2048;
+
+/// The most bytes that the storage is asked for at once: a driver's buffers may name the same memory again and again,
+/// and so be as long as 32 bits can say.
+const PIECE: usize = 1 << 20;
 
 /// A range of sectors to discard or to make zero.
 const RANGE_BYTES: u64 = 16;
@@ -300,21 +305,31 @@ fn configuration(geometry: &Geometry, queues: usize) -> [u8; CONFIG_BYTES] {
     config
 }
 
+/// A request's bytes in pieces: where on the disk each is, and where in memory.
+fn pieces(at: u64, buffer: Buffer) -> impl ExactSizeIterator<Item = (u64, Buffer)> {
+    (0..buffer.len()).step_by(PIECE).map(move |start| {
+        let len = buffer.len().saturating_sub(start).min(PIECE);
+        (at.saturating_add(start as u64), buffer.slice(start, len).unwrap_or_else(|| buffer.clone()))
+    })
+}
+
 async fn carry_out(storage: Arc<dyn BlockDevice>, work: Work, through: bool) -> Result<(), BlockError> {
     let writes = !matches!(work, Work::Read(..) | Work::Flush);
-    match work {
-        Work::Read(at, into) => storage.read(at, into).await?,
-        Work::Write(at, from) => storage.write(at, from).await?,
-        Work::Flush => storage.flush().await?,
-        Work::Discard(ranges) => {
-            for (at, len) in ranges {
-                storage.discard(at, len).await?;
-            }
-        }
+    let asked: &dyn BlockDevice = &*storage;
+    let mut parts: Box<dyn ExactSizeIterator<Item = Reply<'_>> + Send> = match work {
+        Work::Read(at, into) => Box::new(pieces(at, into).map(|(at, part)| asked.read(at, part))),
+        Work::Write(at, from) => Box::new(pieces(at, from).map(|(at, part)| asked.write(at, part))),
+        Work::Flush => Box::new(core::iter::once_with(|| asked.flush())),
+        Work::Discard(ranges) => Box::new(ranges.into_iter().map(|(at, len)| asked.discard(at, len))),
         Work::WriteZeroes(ranges) => {
-            for (at, len) in ranges {
-                storage.write_zeroes(at, len).await?;
-            }
+            Box::new(ranges.into_iter().map(|(at, len)| asked.write_zeroes(at, len)))
+        }
+    };
+    while let Some(part) = parts.next() {
+        part.await?;
+        if parts.len() > 0 {
+            // It may have been done at once, and there may be many.
+            pause().await;
         }
     }
     if writes && through { storage.flush().await } else { Ok(()) }

@@ -1,0 +1,47 @@
+//! Long work that nothing keeps waiting, in pieces between which others get their turn.
+
+use core::future::poll_fn;
+use core::task::Poll;
+
+/// Waits until it is asked again, which it asks for at once: whoever polls does other things first.
+pub async fn pause() {
+    let mut paused = false;
+    poll_fn(|context| {
+        if core::mem::replace(&mut paused, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::future::Future;
+    use core::pin::pin;
+    use core::sync::atomic::{AtomicUsize, Ordering};
+    use core::task::{Context, Waker};
+    use std::sync::Arc;
+    use std::task::Wake;
+
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_pause_lasts_until_the_next_time() {
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&count));
+        let mut context = Context::from_waker(&waker);
+        let mut pause = pin!(pause());
+        assert!(pause.as_mut().poll(&mut context).is_pending());
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert!(pause.as_mut().poll(&mut context).is_ready());
+    }
+}
