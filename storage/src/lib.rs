@@ -52,6 +52,7 @@ pub mod overlay;
 pub mod partitions;
 #[cfg(feature = "qcow2")]
 pub mod qcow2;
+mod runs;
 mod sectors;
 pub mod share;
 #[cfg(any(test, feature = "testing"))]

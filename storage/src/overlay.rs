@@ -6,8 +6,10 @@
 use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_or_zeros};
 use crate::buffer::Buffer;
 use crate::join;
+use crate::runs::Runs;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::ready;
@@ -16,13 +18,15 @@ use spin::Mutex;
 
 /// Changes are kept in pieces of so many bytes: what most file systems write at once.
 pub const PIECE: u64 = 4096;
-/// What a piece costs beside its bytes.
+/// What a piece costs beside its bytes, and what a run of pieces costs that are zero.
 const COST: u64 = 64;
 
 /// Where changes are kept.
 pub trait Room: Send + Sync {
     /// [`PIECE`] bytes of memory for the caller alone, for as long as it has them; `None` where there are none left.
     fn take(&self) -> Option<Buffer>;
+    /// Takes such memory back, of which nobody has anything any more.
+    fn give(&self, piece: Buffer);
 }
 
 /// The heap.
@@ -32,6 +36,8 @@ impl Room for Heap {
     fn take(&self) -> Option<Buffer> {
         Buffer::try_zeroed(PIECE as usize)
     }
+
+    fn give(&self, _piece: Buffer) {}
 }
 
 /// A disk whose changes are in memory. The disk below stays as it is.
@@ -45,36 +51,10 @@ pub struct Overlay {
 
 #[derive(Default)]
 struct Changes {
-    pieces: BTreeMap<u64, Piece>,
-    /// How many bytes they take.
-    used: u64,
-}
-
-enum Piece {
-    Zero,
-    Bytes(Buffer),
-}
-
-impl Piece {
-    const fn cost(&self) -> u64 {
-        match self {
-            Self::Zero => COST,
-            Self::Bytes(_) => COST.saturating_add(PIECE),
-        }
-    }
-
-    /// The same piece as bytes that can be changed; `None` where memory is used up.
-    fn bytes(&mut self, room: &dyn Room) -> Option<&Buffer> {
-        if let Self::Zero = self {
-            let bytes = room.take().filter(|bytes| bytes.len() as u64 == PIECE)?;
-            bytes.fill(0, 0);
-            *self = Self::Bytes(bytes);
-        }
-        match self {
-            Self::Bytes(bytes) => Some(bytes),
-            Self::Zero => None,
-        }
-    }
+    /// What was written, by the pieces' numbers.
+    pieces: BTreeMap<u64, Buffer>,
+    /// The pieces that are zero.
+    zeros: Runs,
 }
 
 /// What of a request lies in one piece.
@@ -115,8 +95,8 @@ impl Overlay {
         Self::in_room(base, budget, Arc::new(Heap))
     }
 
-    /// An overlay of `base` whose changes take at most `budget` bytes: the heap has what tells where they are, and
-    /// `room` the changes themselves.
+    /// An overlay of `base` whose changes take at most `budget` bytes: the heap has what tells where they are, of at
+    /// most as many pieces and runs of zeros as that many bytes are pieces, and `room` the changes themselves.
     pub fn in_room(base: Arc<dyn BlockDevice>, budget: u64, room: Arc<dyn Room>) -> Self {
         Self { base, room, budget, changes: Mutex::default() }
     }
@@ -128,7 +108,8 @@ impl Overlay {
 
     /// How much memory the changes take, in bytes.
     pub fn used(&self) -> u64 {
-        self.changes.lock().used
+        let changes = self.changes.lock();
+        used(changes.pieces.len(), changes.zeros.len())
     }
 
     fn check(&self, at: u64, len: u64) -> Result<(), BlockError> {
@@ -143,21 +124,21 @@ impl Overlay {
             let mut missing: Option<Range<usize>> = None;
             for part in parts(at, into.len() as u64) {
                 let end = part.offset.saturating_add(part.len);
-                let Some(piece) = changes.pieces.get(&part.number) else {
+                let piece = changes.pieces.get(&part.number);
+                if piece.is_none() && !changes.zeros.contains(part.number) {
                     missing = Some(missing.map_or(part.offset, |missing| missing.start)..end);
                     continue;
-                };
+                }
                 if let Some(missing) = missing.take() {
                     reads.push(self.read_base(at, missing, into));
                 }
+                let into = into.slice(part.offset, part.len).ok_or(BlockError::Failed)?;
                 match piece {
-                    Piece::Zero => {
-                        into.slice(part.offset, part.len).unwrap_or_else(|| into.clone()).fill(0, 0)
-                    }
-                    Piece::Bytes(bytes) => {
+                    Some(bytes) => {
                         let bytes = bytes.slice(part.within, part.len);
-                        into.write(part.offset, &bytes.map(|bytes| bytes.to_vec()).unwrap_or_default());
+                        into.write(0, &bytes.map(|bytes| bytes.to_vec()).unwrap_or_default());
                     }
+                    None => into.fill(0, 0),
                 }
             }
             if let Some(missing) = missing {
@@ -182,7 +163,7 @@ impl Overlay {
         {
             let changes = self.changes.lock();
             for part in parts(at, len).filter(|part| !part.is_whole()) {
-                if !changes.pieces.contains_key(&part.number) {
+                if !changes.has(part.number) {
                     edges.push((part.number, Buffer::zeroed(PIECE as usize)));
                 }
             }
@@ -194,7 +175,18 @@ impl Overlay {
     }
 }
 
+/// What so many pieces, and so many runs of zeros, take in bytes.
+const fn used(pieces: usize, runs: usize) -> u64 {
+    let pieces = (pieces as u64).saturating_mul(PIECE.saturating_add(COST));
+    pieces.saturating_add((runs as u64).saturating_mul(COST))
+}
+
 impl Changes {
+    /// Whether this piece is here.
+    fn has(&self, number: u64) -> bool {
+        self.pieces.contains_key(&number) || self.zeros.contains(number)
+    }
+
     /// All of it or, where memory is used up, nothing.
     fn put(
         &mut self,
@@ -205,52 +197,75 @@ impl Changes {
         edges: &[(u64, Buffer)],
     ) -> Result<(), BlockError> {
         let no_room = BlockError::NoRoom { size: budget };
-        let cost = |part: &Part| match (from, part.is_whole()) {
-            (None, true) => COST,
-            _ => COST.saturating_add(PIECE),
+        let end = at.saturating_add(len);
+        let zeroed = if from.is_none() { at.div_ceil(PIECE)..end / PIECE } else { 0..0 };
+        // What is zero as a whole, or was before a part of it is made so, has no bytes.
+        let written: Vec<Part> = parts(at, len)
+            .filter(|part| !zeroed.contains(&part.number))
+            .filter(|part| from.is_some() || !self.zeros.contains(part.number))
+            .collect();
+
+        let new = written.iter().filter(|part| !self.pieces.contains_key(&part.number)).count();
+        let gone = self.within(&zeroed);
+        let pieces = self.pieces.len().saturating_add(new).saturating_sub(gone.len());
+        let runs = match from {
+            Some(_) => self.zeros.len_without(&(at / PIECE..end.div_ceil(PIECE))),
+            None => self.zeros.len_with(&zeroed),
         };
-        let mut used = self.used;
-        for part in parts(at, len) {
-            let had = self.pieces.get(&part.number).map_or(0, Piece::cost);
-            used = used.saturating_sub(had).saturating_add(cost(&part));
-        }
-        if used > budget && used > self.used {
+        let grows = used(pieces, runs) > used(self.pieces.len(), self.zeros.len());
+        let too_many = pieces.saturating_add(runs) as u64 > budget / PIECE;
+        if grows && (too_many || used(pieces, runs) > budget) {
             return Err(no_room);
         }
-        for part in parts(at, len) {
-            let had = self.pieces.get(&part.number).map_or(0, Piece::cost);
-            if from.is_none() && part.is_whole() {
-                self.pieces.insert(part.number, Piece::Zero);
-            } else {
-                let piece = self.pieces.entry(part.number).or_insert(Piece::Zero);
-                let bytes = piece.bytes(room).ok_or(no_room)?;
-                if had == 0
-                    && let Some((_, edge)) = edges.iter().find(|(number, _)| *number == part.number)
-                {
-                    bytes.write(0, &edge.to_vec());
-                }
-                let new = match from.map(|from| from.slice(part.offset, part.len)) {
-                    Some(Some(slice)) => slice.to_vec(),
-                    _ => alloc::vec![0; part.len],
-                };
-                bytes.write(part.within, &new);
-            }
-            let has = self.pieces.get(&part.number).map_or(0, Piece::cost);
-            self.used = self.used.saturating_sub(had).saturating_add(has);
+
+        for part in written {
+            let bytes = self.bytes(part.number, room, edges).ok_or(no_room)?;
+            let new = match from.map(|from| from.slice(part.offset, part.len)) {
+                Some(Some(slice)) => slice.to_vec(),
+                _ => alloc::vec![0; part.len],
+            };
+            bytes.write(part.within, &new);
         }
+        self.drop_all(gone, room);
+        self.zeros.add(zeroed);
         Ok(())
     }
 
+    /// The numbers of the pieces with bytes in this range.
+    fn within(&self, numbers: &Range<u64>) -> Vec<u64> {
+        let Range { start, end } = *numbers;
+        self.pieces.range(start..end.max(start)).map(|(number, _)| *number).collect()
+    }
+
+    /// Gives pieces' bytes back.
+    fn drop_all(&mut self, numbers: impl IntoIterator<Item = u64>, room: &dyn Room) {
+        for number in numbers {
+            self.pieces.remove(&number).into_iter().for_each(|bytes| room.give(bytes));
+        }
+    }
+
+    /// A piece's bytes, to be changed, which are those of `edges` where it was not here; `None` where memory is used up.
+    fn bytes(&mut self, number: u64, room: &dyn Room, edges: &[(u64, Buffer)]) -> Option<&Buffer> {
+        let entry = match self.pieces.entry(number) {
+            Entry::Occupied(entry) => return Some(entry.into_mut()),
+            Entry::Vacant(entry) => entry,
+        };
+        let bytes = room.take().filter(|bytes| bytes.len() as u64 == PIECE)?;
+        match edges.iter().find(|(edge, _)| *edge == number) {
+            Some((_, edge)) if !self.zeros.contains(number) => bytes.write(0, &edge.to_vec()),
+            _ => bytes.fill(0, 0),
+        }
+        self.zeros.remove(&(number..number.saturating_add(1)));
+        Some(entry.insert(bytes))
+    }
+
     /// Makes pieces that are here and lie wholly in a range zero.
-    fn discard(&mut self, at: u64, len: u64) {
-        let numbers = at.div_ceil(PIECE)..at.saturating_add(len) / PIECE;
-        if numbers.start >= numbers.end {
-            return;
+    fn discard(&mut self, room: &dyn Room, at: u64, len: u64) {
+        let here = self.within(&(at.div_ceil(PIECE)..at.saturating_add(len) / PIECE));
+        for number in &here {
+            self.zeros.add(*number..number.saturating_add(1));
         }
-        for (_, piece) in self.pieces.range_mut(numbers) {
-            self.used = self.used.saturating_sub(piece.cost()).saturating_add(COST);
-            *piece = Piece::Zero;
-        }
+        self.drop_all(here, room);
     }
 }
 
@@ -276,7 +291,7 @@ impl BlockDevice for Overlay {
     }
 
     fn discard(&self, at: u64, len: u64) -> Reply<'_> {
-        let answer = self.check(at, len).map(|()| self.changes.lock().discard(at, len));
+        let answer = self.check(at, len).map(|()| self.changes.lock().discard(&*self.room, at, len));
         Box::pin(ready(answer))
     }
 
@@ -347,6 +362,54 @@ mod tests {
         wait(overlay.discard(0, 4096)).unwrap();
         assert_eq!(read(&overlay, 0, 512), [0; 512]);
         assert!(overlay.used() <= 2 * PIECE + 3 * COST);
+    }
+
+    /// Room that knows what of it is taken.
+    #[derive(Default)]
+    struct Counted(Mutex<usize>);
+
+    impl Room for Counted {
+        fn take(&self) -> Option<Buffer> {
+            *self.0.lock() += 1;
+            // What was somebody's before is not empty.
+            Some(Buffer::holding(&[0xdd; PIECE as usize]))
+        }
+        fn give(&self, _piece: Buffer) {
+            *self.0.lock() -= 1;
+        }
+    }
+
+    #[test]
+    fn what_is_not_needed_is_given_back() {
+        let (base, room) = (Arc::new(RamDisk::new(512, vec![1; 1 << 20])), Arc::new(Counted::default()));
+        let overlay = Overlay::in_room(base, 1 << 20, Arc::clone(&room) as Arc<dyn Room>);
+        for _ in 0..3 {
+            wait(overlay.write(0, Buffer::holding(&[2; 512 << 10]))).unwrap();
+            assert_eq!(*room.0.lock(), 128);
+            wait(overlay.discard(0, 256 << 10)).unwrap();
+            wait(overlay.write_zeroes(256 << 10, (256 << 10) - 512)).unwrap();
+            assert_eq!(*room.0.lock(), 1);
+            wait(overlay.write(512, Buffer::holding(&[3; 512]))).unwrap();
+            let expected =
+                [vec![0; 512], vec![3; 512], vec![0; (511 << 10) - 512], vec![2; 512], vec![1; 512]];
+            assert!(read(&overlay, 0, (512 << 10) + 512) == expected.concat());
+        }
+    }
+
+    #[test]
+    fn zeros_in_a_row_cost_nothing_and_many_apart_are_counted() {
+        let base = Arc::new(RamDisk::new(512, pattern(4 << 20, 1)));
+        let overlay = Overlay::new(base, 64 * (PIECE + COST));
+        wait(overlay.write_zeroes(0, 4 << 20)).unwrap();
+        assert!(overlay.used() <= COST && read(&overlay, 0, 4 << 20) == vec![0; 4 << 20]);
+        wait(overlay.write(8192, Buffer::holding(&[7; 512]))).unwrap();
+        assert_eq!(read(&overlay, 4096, 12288), [vec![0; 4096], vec![7; 512], vec![0; 7680]].concat());
+        overlay.reset();
+        // A driver that makes every other piece zero is not to fill the heap with what tells where they are.
+        let made = (0..512).take_while(|n| wait(overlay.write_zeroes(n * 8192, 4096)).is_ok()).count();
+        assert!((50..=65).contains(&made), "{made}");
+        assert_eq!(read(&overlay, 4096, 512), pattern(4 << 20, 1)[4096..4608]);
+        wait(overlay.write_zeroes(0, 1 << 20)).unwrap();
     }
 
     #[test]

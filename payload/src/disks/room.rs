@@ -3,6 +3,7 @@
 use crate::host::dma::SharedFrames;
 use crate::host::memory::FrameAllocator;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use spin::Mutex;
 use storage::Buffer;
 use storage::overlay::{PIECE, Room};
@@ -13,20 +14,31 @@ const SLAB: usize = 1 << 20;
 /// Room among what is left for guests.
 pub struct Frames {
     frames: &'static FrameAllocator,
+    left: Mutex<Left>,
+}
+
+/// What can be had without another slab.
+#[derive(Default)]
+struct Left {
     /// The slab that pieces are taken from, and where the next is.
-    slab: Mutex<Option<(Buffer, usize)>>,
+    slab: Option<(Buffer, usize)>,
+    /// What was given back: of a slab that is in use in part nothing else becomes of the rest.
+    free: Vec<Buffer>,
 }
 
 impl Frames {
     /// Nothing is taken yet.
     pub fn new(frames: &'static FrameAllocator) -> Self {
-        Self { frames, slab: Mutex::new(None) }
+        Self { frames, left: Mutex::default() }
     }
 }
 
 impl Room for Frames {
     fn take(&self) -> Option<Buffer> {
-        let mut slab = self.slab.lock();
+        let Left { slab, free } = &mut *self.left.lock();
+        if let Some(piece) = free.pop() {
+            return Some(piece);
+        }
         let of_slab = slab.as_ref().and_then(|(slab, next)| slab.slice(*next, PIECE as usize));
         let piece = match of_slab {
             Some(piece) => piece,
@@ -37,9 +49,13 @@ impl Room for Frames {
                 piece
             }
         };
-        if let Some((_, next)) = &mut *slab {
+        if let Some((_, next)) = slab {
             *next += PIECE as usize;
         }
         Some(piece)
+    }
+
+    fn give(&self, piece: Buffer) {
+        self.left.lock().free.push(piece);
     }
 }
