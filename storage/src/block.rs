@@ -200,11 +200,10 @@ pub async fn zero(device: &dyn BlockDevice, at: u64, len: u64) -> Result<(), Blo
         Err(BlockError::Unsupported) => {}
         answer => return answer,
     }
-    let zeros = Buffer::zeroed(len.min(PIECE) as usize);
     let end = at.saturating_add(len);
     for at in (at..end).step_by(PIECE as usize) {
         let len = end.saturating_sub(at).min(PIECE) as usize;
-        device.write(at, zeros.slice(0, len).unwrap_or_else(|| zeros.clone())).await?;
+        device.write(at, Buffer::zeros(len)).await?;
     }
     Ok(())
 }

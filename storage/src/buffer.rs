@@ -58,6 +58,11 @@ impl Buffer {
         Some(Self::new(Arc::new(Copied(Mutex::new(bytes.into())))))
     }
 
+    /// So many zeroes to be written, which take no memory and are not changed.
+    pub fn zeros(len: usize) -> Self {
+        Self::new(Arc::new(Zeros(len)))
+    }
+
     /// A copy of these bytes, which devices do not reach.
     pub fn holding(bytes: &[u8]) -> Self {
         Self::new(Arc::new(Copied(Mutex::new(bytes.into()))))
@@ -162,6 +167,25 @@ impl Memory for Copied {
     }
 }
 
+/// Nothing but zeroes.
+struct Zeros(usize);
+
+impl Memory for Zeros {
+    fn size(&self) -> usize {
+        self.0
+    }
+
+    fn read(&self, _at: usize, bytes: &mut [u8]) {
+        bytes.fill(0);
+    }
+
+    fn write(&self, _at: usize, _bytes: &[u8]) {}
+
+    fn piece(&self, _at: usize) -> Option<Piece> {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +217,13 @@ mod tests {
         let mut bytes = [b'-'; 4];
         part.read(2, &mut bytes);
         assert_eq!(&bytes, b"y---");
+    }
+
+    #[test]
+    fn zeros_are_what_they_are() {
+        let zeros = Buffer::zeros(usize::MAX).slice(7, 600).unwrap();
+        zeros.write(0, b"not zero");
+        assert_eq!(zeros.to_vec(), [0; 600]);
     }
 
     #[test]

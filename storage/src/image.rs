@@ -167,7 +167,7 @@ pub async fn open(
         Format::Raw => Ok(Image::new(container, format)),
         #[cfg(feature = "qcow2")]
         Format::Qcow2 => {
-            let backing = base.map(|base| Arc::clone(&base.disk));
+            let backing = base.map(|base| Sectors::of(Arc::clone(&base.disk)));
             let image = Arc::new(Qcow2::open(Sectors::of(container), backing).await?);
             Ok(Image { qcow2: Some(Arc::clone(&image)), ..Image::new(image, format) })
         }

@@ -55,6 +55,14 @@ impl Sectors {
         at.checked_div(block).unwrap_or(0)..at.saturating_add(len).div_ceil(block)
     }
 
+    /// Reads part of one block.
+    async fn read_part(&self, range: Range<u64>, into: &Buffer) -> Result<(), BlockError> {
+        if !range.is_empty() {
+            into.write(0, &read_bytes(&*self.device, range.start, into.len()).await?);
+        }
+        Ok(())
+    }
+
     /// Changes part of one block.
     async fn write_part(&self, range: Range<u64>, bytes: &[u8]) -> Result<(), BlockError> {
         if range.is_empty() {
@@ -79,21 +87,28 @@ impl Sectors {
         let blocks = self.blocks(at, len);
         let _claim =
             if whole_blocks { self.claims.share(blocks).await } else { self.claims.take(blocks).await };
-        let part = |range: &Range<u64>| {
-            let offset = usize::try_from(range.start.saturating_sub(at)).unwrap_or(usize::MAX);
-            let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
-            from.map_or_else(|| Some(Buffer::zeroed(len)), |from| from.slice(offset, len))
-                .ok_or(BlockError::Failed)
+        let bytes = |range: &Range<u64>| match from {
+            Some(from) => Ok(part(from, at, range)?.to_vec()),
+            None => Ok(alloc::vec![0; length(range)]),
         };
-        self.write_part(split.before.clone(), &part(&split.before)?.to_vec()).await?;
-        let whole = split.whole.end.saturating_sub(split.whole.start);
+        self.write_part(split.before.clone(), &bytes(&split.before)?).await?;
         match from {
-            _ if whole == 0 => {}
-            Some(_) => self.device.write(split.whole.start, part(&split.whole)?).await?,
-            None => self.device.write_zeroes(split.whole.start, whole).await?,
+            _ if split.whole.is_empty() => {}
+            Some(from) => self.device.write(split.whole.start, part(from, at, &split.whole)?).await?,
+            None => self.device.write_zeroes(split.whole.start, length(&split.whole) as u64).await?,
         }
-        self.write_part(split.behind.clone(), &part(&split.behind)?.to_vec()).await
+        self.write_part(split.behind.clone(), &bytes(&split.behind)?).await
     }
+}
+
+fn length(range: &Range<u64>) -> usize {
+    usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX)
+}
+
+/// What of a request's buffer, the first byte of which lies at `at`, is about a range.
+fn part(buffer: &Buffer, at: u64, range: &Range<u64>) -> Result<Buffer, BlockError> {
+    let offset = usize::try_from(range.start.saturating_sub(at)).unwrap_or(usize::MAX);
+    buffer.slice(offset, length(range)).ok_or(BlockError::Failed)
 }
 
 impl BlockDevice for Sectors {
@@ -105,11 +120,12 @@ impl BlockDevice for Sectors {
     fn read(&self, at: u64, into: Buffer) -> Reply<'_> {
         Box::pin(async move {
             self.geometry().check(at, into.len() as u64)?;
-            if self.device.geometry().check(at, into.len() as u64).is_ok() {
-                return self.device.read(at, into).await;
+            let split = self.split(at, into.len() as u64);
+            self.read_part(split.before.clone(), &part(&into, at, &split.before)?).await?;
+            if !split.whole.is_empty() {
+                self.device.read(split.whole.start, part(&into, at, &split.whole)?).await?;
             }
-            into.write(0, &read_bytes(&*self.device, at, into.len()).await?);
-            Ok(())
+            self.read_part(split.behind.clone(), &part(&into, at, &split.behind)?).await
         })
     }
 
@@ -139,7 +155,21 @@ impl BlockDevice for Sectors {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{RamDisk, Random, Slow, pattern, wait};
+    use crate::testing::{RamDisk, Random, Reachable, Slow, Watch, pattern, wait};
+
+    #[test]
+    fn what_is_long_is_copied_in_its_first_and_last_block_only() {
+        let content = pattern(256 << 10, 1);
+        let watch = Watch::new(Arc::new(RamDisk::new(4096, content.clone())));
+        let sectors = Sectors::of(Arc::clone(&watch) as Arc<dyn BlockDevice>);
+        for (at, len) in [(512, 200 << 10), (4096, 100 << 10), (1024, 512), (3584, 1024), (0, 0)] {
+            let into = Reachable::holding(&vec![0; len]);
+            wait(sectors.read(at, into.clone())).unwrap();
+            assert!(into.to_vec() == content[at as usize..][..len], "{len} at {at}");
+            wait(sectors.write(at, into)).unwrap();
+            assert!(watch.take().copied <= 4096, "{len} at {at}");
+        }
+    }
 
     #[test]
     fn sectors_are_read_and_written_alone() {

@@ -3,16 +3,16 @@
 use super::extents::Extents;
 use crate::block::{BlockDevice, BlockError, Geometry, Reply, read_bytes};
 use crate::buffer::Buffer;
-use crate::lock::Lock;
+use crate::fields::put;
+use crate::sectors::Sectors;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec;
 use core::future::ready;
 use core::ops::Range;
 
 /// The size of a block in bytes, whatever the device has below: image formats ask for it.
 const BLOCK: u32 = 512;
-/// Zeroes are written in pieces of at most so many bytes.
-const ZEROES: u64 = 64 << 10;
 
 /// A file of a file system as a disk, written in place: nothing that the file system keeps is ever changed. So what
 /// the file has no blocks for reads as zeroes and cannot be written.
@@ -20,11 +20,10 @@ const ZEROES: u64 = 64 << 10;
 /// Nobody else may write to the file system meanwhile, nor move or shorten the file. The last block's bytes behind
 /// the file's end read as zeroes.
 pub struct FileDisk {
+    /// In sectors, whatever its blocks are.
     device: Arc<dyn BlockDevice>,
     extents: Extents,
     writable: bool,
-    /// One at a time changes a part of a device's block.
-    parts: Lock,
 }
 
 /// A run of the disk that is in one piece on the device.
@@ -39,7 +38,7 @@ struct Run {
 
 impl FileDisk {
     pub(super) fn new(device: Arc<dyn BlockDevice>, extents: Extents, writable: bool) -> Self {
-        Self { device, extents, writable, parts: Lock::default() }
+        Self { device: Sectors::of(device), extents, writable }
     }
 
     /// Where its bytes are on the device, in their order; what has no blocks is nowhere.
@@ -59,25 +58,23 @@ impl FileDisk {
         })
     }
 
-    /// Whether a run is whole blocks of the device.
-    fn is_whole(&self, at: u64, len: u64) -> bool {
-        let block = u64::from(self.device.geometry().block_size);
-        at.is_multiple_of(block) && len.is_multiple_of(block)
-    }
-
     async fn read_all(&self, at: u64, into: Buffer) -> Result<(), BlockError> {
         self.geometry().check(at, into.len() as u64)?;
         let mut done = 0;
         for Run { offset, len, at } in self.runs(at, into.len() as u64) {
-            let part = into.slice(offset as usize, len as usize).ok_or(BlockError::Failed)?;
+            let part = |at: u64, len: u64| into.slice(at as usize, len as usize).ok_or(BlockError::Failed);
+            let (whole, tail) = split(len);
             match at {
-                None => part.write(0, &alloc::vec![0; len as usize]),
-                Some(at) if self.is_whole(at, len) => self.device.read(at, part).await?,
-                Some(at) => part.write(0, &read_bytes(&*self.device, at, len as usize).await?),
+                None => part(offset, len)?.fill(0, 0),
+                Some(at) => {
+                    self.device.read(at, part(offset, whole)?).await?;
+                    let (at, offset) = (at.saturating_add(whole), offset.saturating_add(whole));
+                    part(offset, tail)?.write(0, &read_bytes(&*self.device, at, tail as usize).await?);
+                }
             }
             done = offset.saturating_add(len) as usize;
         }
-        into.write(done, &alloc::vec![0; into.len().saturating_sub(done)]);
+        into.fill(done, 0);
         Ok(())
     }
 
@@ -95,28 +92,24 @@ impl FileDisk {
             return Err(BlockError::NotAllocated);
         }
         for Run { offset, len, at } in self.runs(at, from.len() as u64) {
-            let part = from.slice(offset as usize, len as usize).ok_or(BlockError::Failed)?;
+            let part = |at: u64, len: u64| from.slice(at as usize, len as usize).ok_or(BlockError::Failed);
             let at = at.ok_or(BlockError::NotAllocated)?;
-            if self.is_whole(at, len) {
-                self.device.write(at, part).await?;
-            } else {
-                self.write_part(at, part).await?;
-            }
+            let (whole, tail) = split(len);
+            self.device.write(at, part(offset, whole)?).await?;
+            let tail = part(offset.saturating_add(whole), tail)?.to_vec();
+            self.write_tail(at.saturating_add(whole), &tail).await?;
         }
         Ok(())
     }
 
-    /// Writes what is less than the blocks of the device that it is in.
-    async fn write_part(&self, at: u64, from: Buffer) -> Result<(), BlockError> {
-        let block = u64::from(self.device.geometry().block_size);
-        let before = at.checked_rem(block).unwrap_or(0);
-        let first = at.saturating_sub(before);
-        let end = at.saturating_add(from.len() as u64).next_multiple_of(block);
-        let whole = Buffer::zeroed(end.saturating_sub(first) as usize);
-        let _held = self.parts.hold().await;
-        self.device.read(first, whole.clone()).await?;
-        whole.write(before as usize, &from.to_vec());
-        self.device.write(first, whole).await
+    /// Writes what the file has of its last sector. What is behind that is nobody's, and left as it is.
+    async fn write_tail(&self, at: u64, bytes: &[u8]) -> Result<(), BlockError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let mut sector = read_bytes(&*self.device, at, BLOCK as usize).await?;
+        put(&mut sector, 0, bytes);
+        self.device.write(at, Buffer::holding(&sector)).await
     }
 
     async fn zero_all(&self, at: u64, len: u64) -> Result<(), BlockError> {
@@ -124,19 +117,18 @@ impl FileDisk {
         for Run { offset: _, len, at } in self.runs(at, len) {
             // What has no block is zero already.
             let Some(at) = at else { continue };
-            if self.is_whole(at, len) {
-                self.device.write_zeroes(at, len).await?;
-                continue;
-            }
-            let mut done = 0;
-            while done < len {
-                let step = len.saturating_sub(done).min(ZEROES);
-                self.write_part(at.saturating_add(done), Buffer::zeroed(step as usize)).await?;
-                done = done.saturating_add(step);
-            }
+            let (whole, tail) = split(len);
+            self.device.write_zeroes(at, whole).await?;
+            self.write_tail(at.saturating_add(whole), &vec![0; tail as usize]).await?;
         }
         Ok(())
     }
+}
+
+/// What of a run is whole sectors, and what is less than one: at the file's end alone.
+const fn split(len: u64) -> (u64, u64) {
+    let tail = len % BLOCK as u64;
+    (len.saturating_sub(tail), tail)
 }
 
 impl BlockDevice for FileDisk {
@@ -164,5 +156,47 @@ impl BlockDevice for FileDisk {
 
     fn write_zeroes(&self, at: u64, len: u64) -> Reply<'_> {
         Box::pin(self.zero_all(at, len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{RamDisk, Reachable, Watch, pattern, wait};
+
+    #[test]
+    fn what_is_long_is_copied_in_part_of_a_block_only() {
+        let ram = Arc::new(RamDisk::new(4096, pattern(256 << 10, 1)));
+        let watch = Watch::new(Arc::clone(&ram) as Arc<dyn BlockDevice>);
+        // 100 KiB at 16 KiB, a hole of 64 KiB, and a last run that ends within a sector.
+        let size = (180 << 10) - 100;
+        let mut extents = Extents::new(size);
+        extents.push(0, 100 << 10, Some(16 << 10)).unwrap();
+        extents.push(164 << 10, 16 << 10, Some(200 << 10)).unwrap();
+        let disk = FileDisk::new(Arc::clone(&watch) as Arc<dyn BlockDevice>, extents, true);
+        let device = ram.bytes();
+        let mut expected = vec![0; 180 << 10];
+        expected[..100 << 10].copy_from_slice(&device[16 << 10..116 << 10]);
+        expected[164 << 10..size as usize].copy_from_slice(&device[200 << 10..(216 << 10) - 100]);
+        for (at, len) in [(512, 179 << 10), (0, 180 << 10), (1024, 90 << 10), (165 << 10, 15 << 10)] {
+            let into = Reachable::holding(&vec![0xee; len]);
+            wait(disk.read(at, into.clone())).unwrap();
+            assert!(into.to_vec() == expected[at as usize..][..len], "{len} at {at}");
+            assert!(watch.take().copied <= 4096, "{len} at {at}");
+        }
+        for (at, len) in [(512, 99 << 10), (165 << 10, 15 << 10)] {
+            wait(disk.write(at, Reachable::holding(&vec![9; len]))).unwrap();
+            assert!(watch.take().copied <= 4096, "{len} at {at}");
+        }
+        let refused = wait(disk.write(99 << 10, Reachable::holding(&[9; 2048])));
+        assert_eq!(refused, Err(BlockError::NotAllocated));
+        let mut after = device;
+        after[(16 << 10) + 512..(115 << 10) + 512].fill(9);
+        after[201 << 10..(216 << 10) - 100].fill(9);
+        assert!(ram.bytes() == after, "what is behind the file's end is left alone");
+        wait(disk.write_zeroes(512, (180 << 10) - 512)).unwrap();
+        after[(16 << 10) + 512..116 << 10].fill(0);
+        after[200 << 10..(216 << 10) - 100].fill(0);
+        assert!(ram.bytes() == after);
     }
 }

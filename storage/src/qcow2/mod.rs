@@ -681,7 +681,7 @@ impl Qcow2 {
             let clusters = self.clusters(number..number.saturating_add(1)).await?;
             let zero = clusters.first().is_some_and(|cluster| self.is_zero(*cluster, layout.start(number)));
             if !zero {
-                self.write_at(at, &Buffer::zeroed(usize::try_from(piece).unwrap_or(0))).await?;
+                self.write_at(at, &Buffer::zeros(usize::try_from(piece).unwrap_or(0))).await?;
             }
             done = done.saturating_add(piece);
         }

@@ -358,7 +358,7 @@ impl Sparse {
             let end = piece.at.saturating_add(piece.len as u64);
             for at in (piece.at..end).step_by(ZEROS as usize) {
                 let len = end.saturating_sub(at).min(ZEROS);
-                self.write(file, footer, at, &Buffer::zeroed(len as usize)).await?;
+                self.write(file, footer, at, &Buffer::zeros(len as usize)).await?;
             }
         }
         Ok(())
@@ -382,7 +382,7 @@ impl Sparse {
         let bitmap = vec![mark; usize::try_from(self.bitmap_size).unwrap_or(0)];
         file.write(place, Buffer::holding(&bitmap)).await?;
         let data = self.data(place, 0);
-        let zeros = Buffer::zeroed(self.block_size.min(ZEROS) as usize);
+        let zeros = Buffer::zeros(self.block_size.min(ZEROS) as usize);
         for at in (data..end).step_by(zeros.len().max(1)) {
             file.write(at, zeros.clone()).await?;
         }
