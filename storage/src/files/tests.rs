@@ -275,6 +275,37 @@ fn a_journal_is_read_along_until_it_is_replayed() {
 }
 
 #[test]
+fn what_goes_on_for_ever_is_not_read() {
+    let scratch = Scratch::new("endless");
+    let root = scratch.path("root");
+    fs::create_dir_all(root.join("directory")).unwrap();
+    let options = ["-t", "ext3", "-b", "1024", "-J", "size=17"];
+    let mut bytes = mke2fs(&scratch, &root, 40, &options);
+    let image = scratch.path("image");
+    let image = image.to_str().unwrap();
+    run("debugfs", &["-w", "-R", "sif directory size 20000000", image]);
+    let long = wait(open(fs::read(image).unwrap()).list("directory")).err();
+    assert_eq!(long, Some(FileError::Unsupported("so long a directory")));
+
+    // A journal of blocks that revoke nothing, all in one transaction that never ends.
+    let blocks = run("debugfs", &["-R", "blocks <8>", image]);
+    let blocks: Vec<usize> = blocks.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+    let own = &mut bytes[blocks[0] * 1024..][..1024];
+    own[0x18..0x20].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]);
+    let revoke: Vec<u8> = [0xc03b_3998_u32, 5, 1, 16].iter().flat_map(|word| word.to_be_bytes()).collect();
+    for number in &blocks {
+        let block = &mut bytes[number * 1024..][..1024];
+        if block == [0; 1024] {
+            block[..16].copy_from_slice(&revoke);
+        }
+    }
+    // It is to be replayed.
+    bytes[1024 + 0x60] |= 4;
+    let refused = wait(FileSystem::open(Arc::new(RamDisk::new(512, bytes)))).err();
+    assert_eq!(refused, Some(FileError::Unsupported("a journal to be replayed that is so long")));
+}
+
+#[test]
 fn a_file_of_ext4_is_a_disk() {
     let scratch = Scratch::new("disk");
     let root = scratch.path("root");

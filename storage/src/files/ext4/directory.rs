@@ -9,6 +9,8 @@ use crate::files::error::FileError;
 use crate::files::{FileKind, Found, MOST_ENTRIES, Node};
 use alloc::vec::Vec;
 
+/// The longest directory that is read, in bytes: its blocks may all be the same one, as often as somebody likes.
+const LONGEST: u64 = 16 << 20;
 /// The length of an entry without its name.
 const HEADER: usize = 8;
 /// The length of the checksum at the end of a block, which looks like an entry of nobody's.
@@ -29,6 +31,9 @@ impl Ext4 {
                 self.scan(part, wanted, &mut found).await?;
             }
             return Ok(found);
+        }
+        if inode.size > LONGEST {
+            return Err(FileError::Unsupported("so long a directory"));
         }
         let Content::Extents(extents) = self.content(&inode).await? else { return Ok(found) };
         let size = self.superblock.block_size;

@@ -35,6 +35,8 @@ const HEADER: usize = 12;
 
 /// How many blocks may be written or revoked by one transaction, and by all: they are in the firmware's memory.
 const MOST: usize = 1 << 14;
+/// How many of its own blocks are read: they may say nothing, and be the same one again and again.
+const MOST_READ: u32 = 1 << 14;
 /// A block that is found here lacks its first bytes.
 const IS_ESCAPED: u64 = 1 << 63;
 
@@ -148,8 +150,12 @@ pub async fn read(ext4: &Ext4) -> Result<BTreeMap<u64, u64>, FileError> {
         number => number,
     };
     let mut number = start;
+    let too_long = FileError::Unsupported("a journal to be replayed that is so long");
     // A journal whose transactions follow each other all around has no end of its own.
-    for _ in 0..end {
+    for read in 0..end {
+        if read == MOST_READ {
+            return Err(too_long);
+        }
         let block = ext4.block_on_disk(place(number)?).await?;
         if be32(&block, 0) != MAGIC || be32(&block, 8) != transaction {
             break;
@@ -175,7 +181,7 @@ pub async fn read(ext4: &Ext4) -> Result<BTreeMap<u64, u64>, FileError> {
             _ => break,
         }
         if written.len() > MOST || revoked.len() > MOST || newest.len() > MOST {
-            return Err(FileError::Unsupported("a journal to be replayed that is so long"));
+            return Err(too_long);
         }
         number = next(number);
     }
