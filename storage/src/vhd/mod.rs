@@ -371,7 +371,7 @@ impl Sparse {
         let len = self.bitmap_size.saturating_add(self.block_size);
         let end = place.saturating_add(len);
         let size = file.geometry().size();
-        let no_room = BlockError::OutOfRange { at: place, len: len.saturating_add(SECTOR), size };
+        let no_room = BlockError::NoRoom { size };
         if end.saturating_add(SECTOR) > size {
             return Err(no_room);
         }
@@ -387,8 +387,9 @@ impl Sparse {
             file.write(at, zeros.clone()).await?;
         }
         file.flush().await?;
-        self.enter(file, block, sector).await?;
+        // Nobody else is given this place, even where it is not known what became of the entry.
         self.end.store(end, Ordering::Relaxed);
+        self.enter(file, block, sector).await?;
         Ok(place)
     }
 

@@ -97,10 +97,52 @@ fn an_image_without_room_keeps_what_it_has() {
     let vhd = open(&file, None).unwrap();
     write(&vhd, 0, &[7; 512]);
     let full = wait(vhd.write(4 << 20, Buffer::zeroed(512)));
-    assert!(matches!(full, Err(BlockError::OutOfRange { .. })), "{full:?}");
+    assert!(matches!(full, Err(BlockError::NoRoom { .. })), "{full:?}");
     assert_eq!(read(&vhd, 0, 512), [7; 512]);
     assert_eq!(read(&vhd, 4 << 20, 512), [0; 512]);
     assert!(wait(vhd.read(vhd.geometry().size(), Buffer::zeroed(512))).is_err());
+}
+
+/// A disk of whose writes to one place it is not known whether they were done: this one says that they were not.
+struct Doubtful {
+    disk: Arc<RamDisk>,
+    place: u64,
+}
+
+impl BlockDevice for Doubtful {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+    fn read(&self, at: u64, into: Buffer) -> Reply<'_> {
+        self.disk.read(at, into)
+    }
+    fn write(&self, at: u64, from: Buffer) -> Reply<'_> {
+        let answer = self.disk.write(at, from);
+        if at == self.place { Box::pin(ready(Err(BlockError::Failed))) } else { answer }
+    }
+    fn flush(&self) -> Reply<'_> {
+        self.disk.flush()
+    }
+    fn discard(&self, at: u64, len: u64) -> Reply<'_> {
+        self.disk.discard(at, len)
+    }
+    fn write_zeroes(&self, at: u64, len: u64) -> Reply<'_> {
+        self.disk.write_zeroes(at, len)
+    }
+}
+
+#[test]
+fn no_place_is_given_twice_though_it_is_not_known_whether_the_table_has_it() {
+    let mut bytes = create("dynamic");
+    bytes.resize(16 * MIB, 0);
+    let file = disk(bytes);
+    let table = open(&file, None).unwrap().sparse.unwrap().table_at;
+    let doubtful = Arc::new(Doubtful { disk: Arc::clone(&file), place: table });
+    let vhd = wait(Vhd::open(doubtful, None)).unwrap();
+    for at in [0, 2 * MIB] {
+        assert_eq!(wait(vhd.write(at as u64, Buffer::holding(&[7; 512]))), Err(BlockError::Failed));
+    }
+    open(&file, None).unwrap();
 }
 
 /// Turns an empty dynamic image into one that differs from the image with this identity.
