@@ -85,6 +85,8 @@ impl SubmissionQueue {
                 shadow.arm(memory, self.tail).into_iter().for_each(|tail| self.ring(tail));
             }
         }
+        // The commands were written before the doorbell was left.
+        fence(Ordering::Acquire);
         self.has_command()
     }
 
@@ -208,6 +210,7 @@ impl CompletionQueue {
         let rest = u64::from(status) << 48 | high << 32 | low << 16 | u64::from(answer.head);
         // The phase comes last. All of it was memory when the queue was made, and still is.
         let _ = memory.write_u64(at, u64::from(answer.result));
+        fence(Ordering::Release);
         let _ = memory.write_u64(behind, rest);
         self.tail = after(self.tail, self.entries);
         self.phase ^= self.tail == 0;
