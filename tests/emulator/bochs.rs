@@ -19,7 +19,7 @@ use crate::multiplexer::KEY;
 /// two tests share a core.
 const BOOT: Duration = Duration::from_secs(600);
 /// Wall time until the payload is at its prompt, or a tiny guest has done its work.
-const SOON: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(300);
 
 /// The CPU models that run guests: AMD-V, and VT-x from the first that has unrestricted guests on.
 pub const MODELS: [&str; 5] =

@@ -79,7 +79,7 @@ pub fn linux_from_real_mode(lab: &Lab) -> Result<Outcome> {
 
 /// memtest86+ for 32-bit machines makes all quick tests, entered in protected mode and in real mode.
 pub fn memtest_32_bit(lab: &Lab) -> Result<Outcome> {
-    const FIRST_TESTS: Duration = Duration::from_secs(120);
+    const FIRST_TESTS: Duration = Duration::from_secs(300);
     for entry in ["entry = \"32-bit\";", "entry = \"16-bit\";"] {
         let variant = lab.variant(Emulator::Qemu, "memtest-32-bit")?;
         variant.cbfs.add("guests/memtest", &guests::memtest_32_bit(lab.project())?)?;

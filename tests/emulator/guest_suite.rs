@@ -195,7 +195,7 @@ impl Batch {
     }
 
     fn boot(&self, lab: &Lab) -> Result<String> {
-        const PATIENCE: Duration = Duration::from_secs(90);
+        const PATIENCE: Duration = Duration::from_secs(300);
         let label = match self.guests[..] {
             [single] => format!("guests-{}-{}", self.model.cpu, single.name),
             _ => format!("guests-{}", self.model.cpu),

@@ -30,7 +30,7 @@ const ROOM: u64 = SIZE * 5 / 4;
 /// As many writes go to one image at most; those of another life are fewer than what is left of it then.
 const MOST: u64 = SIZE / (STRIDE * BLOCK) * 3 / 4;
 /// Wall time for one write, or the first of a life.
-const WRITE: Duration = Duration::from_secs(60);
+const WRITE: Duration = Duration::from_secs(300);
 /// How often the power goes in the short suite, and in the long one.
 const CUTS: [u32; 2] = [3, 100];
 

@@ -20,7 +20,7 @@ use xtask::suite::Outcome;
 
 use crate::lab::{Lab, read};
 
-const BOOT: Duration = Duration::from_secs(60);
+const BOOT: Duration = Duration::from_secs(300);
 /// Where the probe is loaded and entered.
 const PROBE: u32 = 0x20_0000;
 /// `cli; hlt; jmp` back to the `hlt`: leaves everything as it found it.
