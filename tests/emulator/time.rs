@@ -15,8 +15,7 @@ pub fn sleep_takes_its_time(lab: &Lab) -> Result<Outcome> {
     let mut machine = Machine::spawn(&lab.example(Emulator::Qemu))?;
     wait_for_shell(&mut machine)?;
     let start = Instant::now();
-    let uptimes =
-        command(&mut machine, "cat /proc/uptime; sleep 5; cat /proc/uptime", ANSWER)?;
+    let uptimes = command(&mut machine, "cat /proc/uptime; sleep 5; cat /proc/uptime", ANSWER)?;
     let outside = start.elapsed().as_secs_f64();
     let seconds: Vec<f64> =
         uptimes.iter().filter_map(|line| line.split(' ').next()?.parse::<f64>().ok()).collect();

@@ -75,10 +75,9 @@ async fn files(disk: &BootDisk, images: &[OnDisk], frames: &'static FrameAllocat
     let mut size = 0_u64;
     for image in images {
         let image = disk.image(image).await.map_err(|error| format!("{error}"))?;
-        size = size.next_multiple_of(ALIGNMENT);
-        let end = size.saturating_add(image.size());
-        parts.push((image, size));
-        size = end;
+        let place = aligned(size);
+        size = place.saturating_add(image.size());
+        parts.push((image, place));
     }
     let memory = usize::try_from(size).ok().filter(|_| size <= frames.longest());
     let memory = memory.and_then(|size| SharedFrames::anywhere(frames, size));
@@ -94,4 +93,20 @@ async fn files(disk: &BootDisk, images: &[OnDisk], frames: &'static FrameAllocat
         }
     }
     Ok(Image::Memory(Arc::new(FrozenFrames::from(memory))))
+}
+
+/// Where the file behind so many bytes begins; as far as 64 bits can say, for its guest writes what sizes files have.
+fn aligned(size: u64) -> u64 {
+    size.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_file_begins_before_the_end_of_the_last_one() {
+        assert_eq!([0, 1, 4, 5].map(aligned), [0, 4, 4, 8]);
+        assert!((0..6).all(|less| aligned(u64::MAX - less) >= u64::MAX - less));
+    }
 }

@@ -127,7 +127,8 @@ impl FileDisk {
 
 /// What of a run is whole sectors, and what is less than one: at the file's end alone.
 const fn split(len: u64) -> (u64, u64) {
-    let tail = len % BLOCK as u64;
+    const SECTOR: u64 = BLOCK as u64;
+    let tail = len % SECTOR;
     (len.saturating_sub(tail), tail)
 }
 

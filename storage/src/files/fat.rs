@@ -2,7 +2,7 @@
 
 use super::error::FileError;
 use super::extents::Extents;
-use super::{FileKind, Found, MOST_ENTRIES, Node};
+use super::{Effort, FileKind, Found, MOST_ENTRIES, Node};
 use crate::block::{BlockDevice, BlockError, read_bytes};
 use crate::fields;
 use alloc::format;
@@ -45,6 +45,7 @@ pub struct Fat {
     root: Root,
     serial: u32,
     label: [u8; 11],
+    effort: Effort,
 }
 
 /// How wide the table's entries are.
@@ -137,7 +138,8 @@ impl Fat {
         let serial = if signed { fields::u32(sector, extended.saturating_add(1)) } else { 0 };
         let label = if signed { fields::array(sector, extended.saturating_add(5)) } else { [b' '; 11] };
         let device = Arc::clone(device);
-        Some(Self { device, width, cluster, end, table, data, root, serial, label })
+        let effort = Effort::default();
+        Some(Self { device, width, cluster, end, table, data, root, serial, label, effort })
     }
 
     pub fn id(&self) -> String {
@@ -221,6 +223,7 @@ impl Fat {
             let at = self.table.saturating_add(start);
             // The table may end with the device.
             let len = self.device.geometry().size().saturating_sub(at).min(PIECE);
+            self.effort.spend(len)?;
             *piece = TablePiece { at: start, bytes: read_bytes(&*self.device, at, len as usize).await? };
         }
         let within = offset.saturating_sub(start) as usize;
@@ -235,6 +238,7 @@ impl Fat {
         let mut long = LongName::default();
         let mut place = 0;
         while let Some((at, len)) = extents.piece(place, PIECE) {
+            self.effort.spend(len)?;
             let bytes = match at {
                 Some(at) => read_bytes(&*self.device, at, len as usize).await?,
                 None => break,

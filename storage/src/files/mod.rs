@@ -20,6 +20,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 use extents::Extents;
 
 /// How many symbolic links a path may go through; as many as Linux allows.
@@ -34,6 +35,22 @@ const MOST_ENTRIES: usize = 1 << 11;
 const LONGEST_WAY: usize = 1 << 10;
 /// Files are read in requests of at most so many bytes.
 const REQUEST: usize = 1 << 20;
+
+/// How many bytes of its own a file system may read between being opened and closed: paths may lead through as many
+/// long directories as somebody likes. Debian's boot files take a few megabytes.
+const MOST_OWN: u64 = 256 << 20;
+
+/// How much a file system has read of its own: directories, and where files are.
+#[derive(Debug, Default)]
+struct Effort(AtomicU64);
+
+impl Effort {
+    /// So many bytes are about to be read.
+    fn spend(&self, bytes: u64) -> Result<(), FileError> {
+        let before = self.0.fetch_add(bytes, Ordering::Relaxed);
+        if before > MOST_OWN { Err(FileError::Unsupported("so much to look through")) } else { Ok(()) }
+    }
+}
 
 /// What lies at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -306,6 +306,26 @@ fn what_goes_on_for_ever_is_not_read() {
 }
 
 #[test]
+fn looking_for_files_has_an_end() {
+    let scratch = Scratch::new("effort");
+    let root = scratch.path("root");
+    fs::create_dir_all(root.join("a/b/c")).unwrap();
+    for (image, many) in [
+        (mke2fs(&scratch, &root, 16, &["-t", "ext4", "-b", "4096"]), 40_000),
+        (mkfs_vfat(&scratch, &root, 32, &["-F", "16", "-s", "8"]), 100_000),
+    ] {
+        let files = open(image.clone());
+        let error = (0..many).find_map(|_| wait(files.metadata("a/b/c/d")).err().filter(|e| !is_missing(e)));
+        assert_eq!(error, Some(FileError::Unsupported("so much to look through")));
+        assert!(wait(open(image).metadata("a/b/c")).is_ok(), "it is opened anew for the next life");
+    }
+}
+
+fn is_missing(error: &FileError) -> bool {
+    matches!(error, FileError::NotFound(_))
+}
+
+#[test]
 fn a_file_of_ext4_is_a_disk() {
     let scratch = Scratch::new("disk");
     let root = scratch.path("root");

@@ -10,7 +10,7 @@ mod journal;
 mod superblock;
 
 use super::error::FileError;
-use super::{Content, FileKind, Node};
+use super::{Content, Effort, FileKind, Node};
 use crate::block::{BlockDevice, BlockError, read_bytes};
 use crate::fields;
 use alloc::collections::BTreeMap;
@@ -30,6 +30,7 @@ pub struct Ext4 {
     superblock: Superblock,
     /// Where the journal has newer versions of blocks.
     moved: BTreeMap<u64, u64>,
+    effort: Effort,
 }
 
 impl Ext4 {
@@ -42,7 +43,8 @@ impl Ext4 {
         let Some(superblock) = Superblock::parse(&bytes, device.geometry().size())? else {
             return Ok(None);
         };
-        let mut ext4 = Self { device: Arc::clone(device), superblock, moved: BTreeMap::new() };
+        let (moved, effort) = (BTreeMap::new(), Effort::default());
+        let mut ext4 = Self { device: Arc::clone(device), superblock, moved, effort };
         if ext4.superblock.needs_recovery() {
             ext4.moved = journal::read(&ext4).await?;
         }
@@ -72,6 +74,7 @@ impl Ext4 {
 
     async fn block_on_disk(&self, number: u64) -> Result<Vec<u8>, FileError> {
         let len = self.superblock.block_size;
+        self.effort.spend(len)?;
         let at = self.place(number, 1)?;
         Ok(read_bytes(&*self.device, at, len as usize).await?)
     }
