@@ -66,8 +66,8 @@ const MOST_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 const MANY_SEGMENTS: usize = 2048;
 
 /// The most bytes that the storage is asked for at once: a driver's buffers may name the same memory again and again,
-/// and so be as long as 32 bits can say.
-const PIECE: usize = 1 << 20;
+/// and so be as long as 32 bits can say. Linux asks for 1280 KiB at most.
+const PIECE: usize = 2 << 20;
 
 /// A range of sectors to discard or to make zero.
 const RANGE_BYTES: u64 = 16;

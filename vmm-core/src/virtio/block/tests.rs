@@ -120,9 +120,9 @@ fn blocks_are_read_and_written() {
 
 #[test]
 fn what_is_long_is_done_in_pieces() {
-    let mut guest = Guest::new(Disk::new(512, 8192), ALL);
+    let mut guest = Guest::new(Disk::new(512, 16384), ALL);
     // The same memory several times: a driver may ask for far more than it has.
-    let data = [(DATA, 0x3_0000); 14];
+    let data = [(DATA, 0x3_0000); 28];
     for kind in [kind::IN, kind::OUT] {
         let (readable, writable): (&[Range], &[Range]) =
             if kind == kind::IN { (&[], &data) } else { (&data, &[]) };
@@ -131,14 +131,14 @@ fn what_is_long_is_done_in_pieces() {
         guest.function.notify(0);
         for n in 0..3 {
             let word = if kind == kind::IN { "read" } else { "write" };
-            let (at, len) = (0x1000 + n * 0x10_0000, 0x10_0000.min(14 * 0x3_0000 - n * 0x10_0000));
+            let (at, len) = (0x1000 + n * 0x20_0000, 0x20_0000.min(28 * 0x3_0000 - n * 0x20_0000));
             assert_eq!(guest.disk.take_asked(), [format!("{word} {at:#x}+{len:#x}")]);
             if n < 2 {
                 assert_eq!((guest.driver.take(), guest.function.bell.rings()), (None, before + n + 1));
                 guest.function.poll();
             }
         }
-        let written = if kind == kind::IN { 14 * 0x3_0000 + 1 } else { 1 };
+        let written = if kind == kind::IN { 28 * 0x3_0000 + 1 } else { 1 };
         assert_eq!(guest.driver.take().map(|(_, written)| written), Some(written));
     }
 }
