@@ -286,15 +286,25 @@ fn what_is_missing_is_said(lab: &Lab) -> Result<Outcome> {
     )
 }
 
-/// The system boots in plain QEMU by its own boot loader, and lets its disk be as it should.
+/// The system boots in plain QEMU by its own boot loader; what it writes there is there under Peerboot.
 fn bare(lab: &Lab) -> Result<Outcome> {
+    let disk = node("disk0", VIRTIO.names[0], VIRTIO.model, "");
+    let variant = lab.unfilled(Emulator::Qemu, "disks-bare", &manifest(&[("system", disk)]))?;
     let system = fresh_system(lab, "disks-bare")?;
     let mut machine = Machine::spawn(&plain(lab, &system, Bus::Virtio)?)?;
     log_in(&mut machine, BOOT)?;
     says(&mut machine, "cut -d. -f1 /etc/debian_version", "12")?;
+    let sum = write_data(&mut machine, 8)?;
     machine.send("poweroff\n")?;
     machine.wait_exit(BOOT)?;
     check_file_system(&system)?;
+
+    let mut machine = boot(&variant, Bus::Virtio, &[&system])?;
+    log_in(&mut machine, BOOT)?;
+    says(&mut machine, "sha256sum -c /root/sum", "/root/data: OK")?;
+    switch_off(&mut machine, BOOT)?;
+    check_file_system(&system)?;
+    check_data(&system, &sum)?;
     Ok(Outcome::Passed)
 }
 

@@ -13,7 +13,7 @@ use xtask::error::{Error, Result};
 use xtask::machine::{Bus, Disk, Emulator, Machine};
 use xtask::suite::{Case, Outcome};
 
-use crate::console::{ANSWER, BOOT, command, wait_for_shell};
+use crate::console::{BOOT, command, wait_for_shell};
 use crate::lab::{Lab, Variant, read};
 use crate::manifest::{Guest, good, manifest};
 
@@ -174,8 +174,8 @@ fn survives(lab: &Lab, test: &str, way: Way, writer: Writer, cuts: u32) -> Resul
             // What is safe is there for guests too.
             let last = written.saturating_sub(1);
             machine.send(&format!("read {}\r", last * STRIDE * BLOCK / 512))?;
-            machine.expect(&format!("^{last:016}\r?$"), ANSWER)?;
-            machine.expect("^disk> $", ANSWER)?;
+            machine.expect(&format!("^{last:016}$"), WRITE)?;
+            machine.expect("^disk> $", WRITE)?;
             machine.send("quit\r")?;
         }
     }
