@@ -118,6 +118,7 @@ const SUITE: &[Tiny] = &[
     },
     passes("tsc"),
     passes("user"),
+    passes("vector-state"),
     Tiny {
         program: "modes",
         bootargs: "virtual-8086",

@@ -180,8 +180,10 @@ mod leaf7 {
 
 /// Leaf 6, EAX: the local APIC's timer runs in every C-state.
 const ARAT: u32 = bits(&[2]);
-/// Leaf 0xD, subleaf 1, EAX: XSAVEOPT, XSAVEC, XGETBV of XINUSE. Not XSAVES: nobody keeps IA32_XSS apart.
-const XSAVE_VARIANTS: u32 = bits(&[0, 1, 2]);
+/// Leaf 0xD, subleaf 1, EAX: XSAVEOPT, XGETBV of XINUSE. Not XSAVES: nobody keeps IA32_XSS apart.
+const XSAVE_VARIANTS: u32 = bits(&[0, 2]);
+/// Leaf 0xD, subleaf 1, EAX: XSAVEC.
+const XSAVEC: u32 = bits(&[1]);
 /// Leaf 0xD, subleaf > 1, ECX: aligned to 64 bytes in the compacted form.
 const XSAVE_ALIGNED: u32 = bits(&[1]);
 
@@ -592,7 +594,8 @@ impl<'a> Composer<'a> {
             .map(|component| component.offset.saturating_add(component.size))
             .fold(FXSAVE_AND_HEADER, u32::max);
         let states = CpuidResult::new(self.xcr0 as u32, 0, largest, (self.xcr0 >> 32) as u32);
-        let variants = CpuidResult { eax: self.host(0xd, 1).eax & XSAVE_VARIANTS, ..CpuidResult::ZERO };
+        let variants = XSAVE_VARIANTS | Self::when(self.config.features.xsavec, XSAVEC);
+        let variants = CpuidResult { eax: self.host(0xd, 1).eax & variants, ..CpuidResult::ZERO };
         let last = 63_u32.saturating_sub(self.xcr0.leading_zeros());
         let components = (2..=last).map(|number| {
             let offered = self.xcr0.checked_shr(number).unwrap_or(0) & 1 != 0;
@@ -729,6 +732,7 @@ mod tests {
             features: HostFeatures {
                 xsave: true,
                 xcr0: xcr0::KNOWN,
+                xsavec: true,
                 rdtscp: true,
                 ibpb: true,
                 spec_ctrl: true,
@@ -845,6 +849,17 @@ mod tests {
         assert_eq!(view.read(0xd, 3, &RUNNING), CpuidResult::ZERO, "MPX");
         assert_eq!(view.read(0xd, 9, &RUNNING), CpuidResult::new(8, 2688, XSAVE_ALIGNED, 0));
         assert_eq!(view.read(0xd, 10, &RUNNING), CpuidResult::ZERO);
+    }
+
+    #[test]
+    fn xsavec_that_puts_states_elsewhere_is_not_offered() {
+        let variants = |xsavec| {
+            let mut config = config(1);
+            config.features.xsavec = xsavec;
+            CpuidView::compose(&INTEL, &config, 0).read(0xd, 1, &RUNNING).eax
+        };
+        assert_eq!(variants(true), 0b111);
+        assert_eq!(variants(false), 0b101);
     }
 
     #[test]

@@ -28,10 +28,14 @@ pub mod xcr0 {
 
 /// The subleaf of CPUID leaf 0xD about PKRU's room in the XSAVE area.
 const PKRU_LEAF: u32 = xcr0::PKRU.trailing_zeros();
+/// CPUID leaf 0xD, subleaf 1, EAX: XSAVEC.
+const XSAVEC: u32 = 1 << 1;
+/// CPUID leaf 1, ECX: OSXSAVE.
+const OSXSAVE: u32 = 1 << 27;
 const IA32_PRED_CMD: u32 = 0x49;
 const TSC_AUX: u32 = 0xc000_0103;
 
-/// What this machine's CPUs offer, as far as backends and guests care. All of it comes from CPUID.
+/// What this machine's CPUs offer, as far as backends and guests care. CPUID says it, and is believed in all but one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostFeatures {
     /// AMD-V.
@@ -44,6 +48,8 @@ pub struct HostFeatures {
     pub xcr0: u64,
     /// Bytes that all of those states take in an XSAVE area.
     pub xsave_size: usize,
+    /// XSAVEC, and it puts states where it should.
+    pub xsavec: bool,
     /// RDTSCP and with it TSC_AUX.
     pub rdtscp: bool,
     /// The time-stamp counter runs at one pace in every power state.
@@ -59,7 +65,7 @@ pub struct HostFeatures {
 }
 
 impl HostFeatures {
-    /// Asks the CPU this runs on.
+    /// Asks the CPU this runs on, where vector state is on already.
     pub fn detect() -> Self {
         let leaf =
             |leaf| if __cpuid(leaf & 0x8000_0000).eax >= leaf { __cpuid(leaf) } else { __cpuid_none() };
@@ -84,6 +90,7 @@ impl HostFeatures {
             xsave,
             xcr0,
             xsave_size,
+            xsavec: xsave && __cpuid_count(0xd, 1).eax & XSAVEC != 0 && xsavec_keeps_places(),
             rdtscp: extended.edx & (1 << 27) != 0,
             invariant_tsc: leaf(0x8000_0007).edx & (1 << 8) != 0,
             gigabyte_pages: extended.edx & (1 << 26) != 0,
@@ -93,6 +100,38 @@ impl HostFeatures {
             physical_address_bits: (sizes.eax & 0xff) as u8,
         }
     }
+}
+
+/// Whether XSAVEC puts AVX state behind the header of its area, where XRSTOR looks for it (SDM 13.4.3). Bochs 2.7 puts it
+/// before and over the header, so that its guests' programs would lose what they compute. Where AVX is not on there is
+/// nothing to see, and nothing to lose.
+fn xsavec_keeps_places() -> bool {
+    /// The beginning of an area's extended region, where the first of its states lies.
+    const EXTENDED: usize = 576;
+    #[repr(C, align(64))]
+    struct Area([u8; 1024]);
+
+    // SAFETY: XGETBV is executed only where OSXSAVE is on.
+    if __cpuid(1).ecx & OSXSAVE == 0 || unsafe { xgetbv() } & xcr0::AVX == 0 {
+        return true;
+    }
+    let (mut area, mut saved, ones) = (Area([0; 1024]), [0_u8; 32], [0xff_u8; 32]);
+    // SAFETY: AVX is on, and the area has room for its state wherever it is put. YMM0 gets back what it had.
+    unsafe {
+        asm!(
+            "vmovdqu [{saved}], ymm0",
+            "vmovdqu ymm0, [{ones}]",
+            "xsavec64 [{area}]",
+            "vmovdqu ymm0, [{saved}]",
+            saved = in(reg) saved.as_mut_ptr(),
+            ones = in(reg) ones.as_ptr(),
+            area = in(reg) area.0.as_mut_ptr(),
+            in("eax") xcr0::AVX as u32,
+            in("edx") 0,
+            options(nostack, preserves_flags),
+        );
+    }
+    area.0.get(EXTENDED..EXTENDED + 16) == Some(&[0xff; 16])
 }
 
 const fn __cpuid_none() -> core::arch::x86_64::CpuidResult {
