@@ -64,7 +64,7 @@ pub fn cases() -> Vec<Case<Lab>> {
         stays("nvme-gibibyte", NVME, GIBIBYTE).long(),
         stays("ahci-gibibyte", AHCI, GIBIBYTE).long(),
         Case::new("emulator/disks/ata-login", |lab: &Lab| reaches_login(lab, ATA)).long(),
-        stays("ata", ATA, SOME).long(),
+        stays("ata-package", ATA, SOME).long(),
         Case::new("emulator/disks/two-systems", two_systems),
         Case::new("emulator/disks/qcow2", |lab: &Lab| image(lab, "qcow2", "qcow2")).long(),
         Case::new("emulator/disks/vhd", |lab: &Lab| image(lab, "vhd", "vpc")),
@@ -88,7 +88,10 @@ fn everything_stays(lab: &Lab, test: &str, way: Way, mebibytes: u32) -> Result<(
     says(&mut machine, "mount -o ro LABEL=repository /mnt && echo mounted", "mounted")?;
     command(&mut machine, "echo 'deb [trusted=yes] file:/mnt ./' > /etc/apt/sources.list", WORK)?;
     let install = format!("apt-get -q update && apt-get -q -y install {}", debian_disk::PACKAGE);
-    command(&mut machine, &install, patience)?;
+    let said = command(&mut machine, &format!("{install} && echo installed"), patience)?;
+    if said.last().is_none_or(|last| last != "installed") {
+        return Err(Error::failed(format!("apt-get said {said:#?}")));
+    }
     says(&mut machine, debian_disk::PACKAGE, "Hello, world!")?;
     let sum = write_data(&mut machine, mebibytes)?;
 
