@@ -31,7 +31,7 @@ pub fn wait_for_shell(machine: &mut Machine) -> Result<()> {
 
 /// Waits for the shell's prompt, and asks for another where the kernel has spoilt it with a line of its own. One that
 /// was only late comes before the answer that is waited for then, and is not taken for the next.
-fn wait_for_prompt(machine: &mut Machine) -> Result<()> {
+pub fn wait_for_prompt(machine: &mut Machine) -> Result<()> {
     for number in 0..5 {
         if machine.expect(PROMPT, SPOILT).is_ok() {
             return Ok(());

@@ -336,7 +336,7 @@ fn boot(variant: &Variant, bus: Bus, disks: &[&Path]) -> Result<Machine> {
 }
 
 /// A copy of the system's disk for a test of this name.
-fn fresh_system(lab: &Lab, test: &str) -> Result<PathBuf> {
+pub fn fresh_system(lab: &Lab, test: &str) -> Result<PathBuf> {
     let project = lab.project();
     let image = project.build(&format!("tests/{test}"))?.join("debian.img");
     debian_disk::copy(&debian_disk::system(project)?, &image)?;
@@ -351,7 +351,7 @@ fn plain(lab: &Lab, disk: &Path, bus: Bus) -> Result<Spec> {
 }
 
 /// Logs in at the console in the foreground, to a shell with the prompt that tests know.
-fn log_in(machine: &mut Machine, patience: Duration) -> Result<()> {
+pub fn log_in(machine: &mut Machine, patience: Duration) -> Result<()> {
     // The kernel may put a line of its own behind either prompt: on a CPU with AMD-V its KVM does so when udev is done.
     machine.expect_unfinished("debian login: ", patience)?;
     machine.send("root\n")?;

@@ -8,7 +8,7 @@ use xtask::command;
 use xtask::cpio::Archive;
 use xtask::error::{Error, Result};
 use xtask::guests;
-use xtask::machine::{Emulator, Firmware, Machine, Spec};
+use xtask::machine::{Bus, Disk, Emulator, Firmware, Machine, Spec};
 use xtask::payload::Part;
 use xtask::project::Project;
 use xtask::ram_files;
@@ -108,10 +108,12 @@ impl Lab {
         Ok(Variant { emulator, cbfs: Cbfs::open(&rom)?, dir, rom })
     }
 
-    /// The machine that `scripts/run` boots: QEMU's board with all its example guests.
-    pub fn all_examples(&self) -> Result<Spec> {
-        let rom = run::example_rom(&self.project, BOARD)?;
-        Ok(Spec { smp: run::CORES, ..Spec::new(Firmware::Rom(rom)) })
+    /// The machine that `scripts/run --disk debian` boots: QEMU's board with all its example guests, and Debian on this
+    /// disk.
+    pub fn all_examples(&self, debian: PathBuf) -> Result<Spec> {
+        let rom = run::example_rom_with_disk(&self.project, BOARD)?;
+        let disk = Disk { serial: Some(Disk::DEBIAN), ..Disk::new(debian, Bus::Virtio) };
+        Ok(Spec { smp: run::CORES, disks: vec![disk], ..Spec::new(Firmware::Rom(rom)) })
     }
 
     /// A copy of an emulator's ROM for one test to change.

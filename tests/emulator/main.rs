@@ -14,7 +14,6 @@ mod cores;
 mod devices;
 mod disks;
 mod figures;
-mod five_guests;
 mod guest_suite;
 mod host_disks;
 mod hostile;
@@ -25,6 +24,7 @@ mod power_cuts;
 mod quiet;
 mod scale;
 mod shares;
+mod six_guests;
 mod small_payload;
 mod stage;
 mod time;
@@ -42,7 +42,7 @@ use xtask::suite::{Case, Selection, run_cases};
 fn cases(selection: &Selection) -> Vec<Case<Lab>> {
     let mut cases = vec![
         Case::new("emulator/memtest86+", other_guests::memtest),
-        Case::new("emulator/five-guests", five_guests::five_guests),
+        Case::new("emulator/six-guests", six_guests::six_guests),
         Case::new("emulator/shares/sixteen-cpus", shares::sixteen_cpus),
         Case::new("emulator/shares/admission", shares::admission),
         Case::new("emulator/quiet-dmesg", quiet::dmesg_is_as_on_bare_hardware),

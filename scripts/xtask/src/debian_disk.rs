@@ -23,9 +23,21 @@ const TOOLS: &[Tool] = &[
 /// Debian's release.
 const SUITE: &str = "bookworm";
 /// What is installed beside what every Debian system has.
-const INCLUDED: &str = "systemd-sysv,udev,linux-image-cloud-amd64,initramfs-tools,e2fsprogs";
-/// What nobody reads on a machine like this.
-const EXCLUDED: [&str; 3] = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*"];
+const INCLUDED: &str =
+    "systemd-sysv,udev,linux-image-cloud-amd64,linux-image-amd64,initramfs-tools,e2fsprogs";
+/// What nobody reads on a machine like this, and drivers for what it does not have.
+const EXCLUDED: [&str; 10] = [
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/locale/*",
+    "/lib/modules/*/kernel/sound/*",
+    "/lib/modules/*/kernel/drivers/gpu/*",
+    "/lib/modules/*/kernel/drivers/infiniband/*",
+    "/lib/modules/*/kernel/drivers/media/*",
+    "/lib/modules/*/kernel/drivers/net/ethernet/*",
+    "/lib/modules/*/kernel/drivers/net/wireless/*",
+    "/lib/modules/*/kernel/drivers/staging/*",
+];
 
 const MIB: u64 = 1 << 20;
 /// The disk's size in bytes; most of it is a hole in the file.
@@ -52,7 +64,8 @@ pub const PACKAGE: &str = "hello";
 
 /// A GPT disk with Debian 12: an EFI system partition with GRUB, and a root file system in ext4 (labels `esp` and
 /// `root`); systemd, a login for root without a password on `ttyS0`, no network. It boots from OVMF, and from
-/// whatever finds Debian's `grub.cfg`.
+/// whatever finds Debian's `grub.cfg`: by default with the kernel for clouds, by the entry `full` with the one for every
+/// machine.
 ///
 /// # Errors
 /// A tool or package cannot be had, or a step fails.

@@ -194,10 +194,11 @@ impl Ingredients {
             None => Base::Stage { code: stage::build(project)?, fmd: flash_map(&board)? },
         };
         let source = recipe.manifest.clone().unwrap_or_else(|| board.join("guests.dts"));
-        let mut files = recipe.files.clone();
+        let tree = compile(&source)?;
+        let (mut files, wanted) = (recipe.files.clone(), names_in(&tree));
         for (name, example) in EXAMPLES {
             // Only what the manifest asks for is fetched, and nothing that the user brings along.
-            if names_in(&source)?.iter().any(|n| n == name) && !files.iter().any(|(n, _)| n == name) {
+            if wanted.iter().any(|n| n == name) && !files.iter().any(|(n, _)| n == name) {
                 files.push(((*name).to_owned(), example(project)?));
             }
         }
@@ -207,7 +208,7 @@ impl Ingredients {
         };
         let payload = payload::build(project, recipe.load_address.as_deref(), &recipe.without)?;
         let blob = project.build("manifest")?.join(rom.file_name().unwrap_or_default()).with_extension("dtb");
-        let manifest = compile_manifest(&source, &ram, &blob)?;
+        let manifest = write_manifest(&tree, &ram, &blob)?;
         Ok(Self { base, payload, manifest, files, ram })
     }
 
@@ -290,43 +291,44 @@ const EXAMPLES: &[(&str, Example)] = &[
     ("guests/ipxe/ipxe.lkrn", guests::ipxe),
 ];
 
-/// The files that a manifest names as `cbfs:…`, read from its source or its compiled form alike.
-fn names_in(manifest: &Path) -> Result<Vec<String>> {
+/// The manifest as a device-tree blob: the file itself, or what dtc makes of it.
+fn compile(manifest: &Path) -> Result<Vec<u8>> {
+    const BLOB_MAGIC: [u8; 4] = [0xD0, 0x0D, 0xFE, 0xED];
     let bytes = fs::read(manifest).map_err(|e| Error::file("read", manifest, &e))?;
-    let text = String::from_utf8_lossy(&bytes);
-    let ends = |c: char| c == '"' || c == '\0' || c.is_whitespace();
-    Ok(text.split("cbfs:").skip(1).filter_map(|rest| rest.split(ends).next()).map(str::to_owned).collect())
+    if bytes.starts_with(&BLOB_MAGIC) { Ok(bytes) } else { dtc("dts", manifest, "dtb") }
 }
 
-/// The manifest as a device-tree blob, which names files in RAM by where they are: itself, or what dtc writes to
-/// `blob`.
-fn compile_manifest(source: &Path, ram: &RamFiles, blob: &Path) -> Result<PathBuf> {
-    const BLOB_MAGIC: [u8; 4] = [0xD0, 0x0D, 0xFE, 0xED];
-    let bytes = fs::read(source).map_err(|e| Error::file("read", source, &e))?;
-    let compiled = bytes.starts_with(&BLOB_MAGIC);
-    if compiled && ram.is_empty() {
-        return Ok(source.to_path_buf());
-    }
-    let dtc = |from: &str, file: &Path, to: &str| {
-        let mut dtc = command::command("dtc");
-        dtc.args(["-I", from, "-O", to, "-q", "-i"]).arg(source.parent().unwrap_or(source)).arg(file);
-        command::output(&mut dtc)
-            .map_err(|e| Error::setup(format!("{} is not a device tree: {e}", source.display())))
+fn dtc(from: &str, file: &Path, to: &str) -> Result<Vec<u8>> {
+    let mut dtc = command::command("dtc");
+    dtc.args(["-I", from, "-O", to, "-q", "-i"]).arg(file.parent().unwrap_or(file)).arg(file);
+    command::output(&mut dtc)
+        .map_err(|e| Error::setup(format!("{} is not a device tree: {e}", file.display())))
+}
+
+/// The files that a manifest, compiled, names as `cbfs:…`.
+fn names_in(tree: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(tree);
+    let names = text.split("cbfs:").skip(1).filter_map(|rest| rest.split('\0').next());
+    names.map(str::to_owned).collect()
+}
+
+/// Writes a compiled manifest to `blob`; there it names files in RAM by where they are.
+fn write_manifest(tree: &[u8], ram: &RamFiles, blob: &Path) -> Result<PathBuf> {
+    let write = |path: &Path, content: &[u8]| {
+        // The same content keeps its time, and the ROM need not be made again.
+        if fs::read(path).is_ok_and(|there| there == content) {
+            return Ok(());
+        }
+        fs::write(path, content).map_err(|e| Error::file("write", path, &e))
     };
-    let write =
-        |path: &Path, content: &[u8]| fs::write(path, content).map_err(|e| Error::file("write", path, &e));
-    let tree = if ram.is_empty() {
-        dtc("dts", source, "dtb")?
+    if ram.is_empty() {
+        write(blob, tree)?;
     } else {
-        let text = if compiled { dtc("dtb", source, "dts")? } else { bytes };
-        let text = ram.point_at(&String::from_utf8_lossy(&text));
-        let pointed = blob.with_extension("dts");
-        write(&pointed, text.as_bytes())?;
-        dtc("dts", &pointed, "dtb")?
-    };
-    // The same blob keeps its time, and the ROM need not be made again.
-    if fs::read(blob).ok().as_ref() != Some(&tree) {
-        write(blob, &tree)?;
+        let (plain, source) = (blob.with_extension("plain"), blob.with_extension("dts"));
+        write(&plain, tree)?;
+        let text = ram.point_at(&String::from_utf8_lossy(&dtc("dtb", &plain, "dts")?));
+        write(&source, text.as_bytes())?;
+        write(blob, &dtc("dts", &source, "dtb")?)?;
     }
     Ok(blob.to_path_buf())
 }
@@ -350,14 +352,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_found_in_source_and_blob() {
-        let dir = std::env::temp_dir().join(format!("peerboot-names-{}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a directory");
-        let source = dir.join("guests.dts");
-        fs::write(&source, "kernel = \"cbfs:guests/a\"; ramdisk = \"cbfs:guests/b\";").expect("a file");
-        assert_eq!(names_in(&source).expect("names"), ["guests/a", "guests/b"]);
-        fs::write(&source, b"\xd0\x0d\xfe\xed\0cbfs:guests/c\0ramdisk\0").expect("a file");
-        assert_eq!(names_in(&source).expect("names"), ["guests/c"]);
-        fs::remove_dir_all(&dir).expect("removed");
+    fn names_are_found_in_a_blob() {
+        let tree = b"\xd0\x0d\xfe\xed\0cbfs:guests/a\0ramdisk\0cbfs:guests/b\0";
+        assert_eq!(names_in(tree), ["guests/a", "guests/b"]);
     }
 }

@@ -34,7 +34,8 @@ pub struct Options {
     /// Memory of the emulated machine
     #[arg(long, default_value = "2G", value_name = "SIZE")]
     memory: String,
-    /// Attach a raw disk image, or Debian on a disk that is made and kept under build/disks; the machine writes to it
+    /// Attach a raw disk image, or Debian on a disk that is made and kept under build/disks, to which the machine writes;
+    /// on QEMU's board Debian starts from there beside the example guests, unless a manifest says otherwise
     #[arg(long, value_name = "FILE|debian[,bus=virtio|nvme|ahci|ata]")]
     disk: Vec<Disk>,
     /// The emulator to boot in
@@ -78,8 +79,15 @@ pub fn run(project: &Project, options: &Options) -> Result<ExitCode> {
         Emulator::Qemu => packages::require(&[packages::QEMU])?,
         Emulator::Bochs => packages::require_bochs()?,
     }
-    let recipe = options.content.recipe(emulator.board())?;
-    let rom = default_rom(project, &recipe.board)?;
+    let mut recipe = options.content.recipe(emulator.board())?;
+    let mut rom = default_rom(project, &recipe.board)?;
+    if recipe.manifest.is_none() && options.disk.iter().any(Disk::is_debian) {
+        let manifest = with_disk(project, &recipe.board);
+        if manifest.is_file() {
+            recipe.manifest = Some(manifest);
+            rom = default_rom(project, &format!("{}-disk", recipe.board))?;
+        }
+    }
     recipe.refresh(project, &rom)?;
 
     let mut spec = Spec {
@@ -121,7 +129,7 @@ pub fn run(project: &Project, options: &Options) -> Result<ExitCode> {
 /// The disks that the options name, the one with Debian made where there is none yet.
 fn disks(project: &Project, wanted: &[Disk]) -> Result<Vec<Disk>> {
     let made = |disk: &Disk| {
-        if disk.file.is_file() || disk.file != Path::new(Disk::DEBIAN) {
+        if !disk.is_debian() {
             return Ok(disk.clone());
         }
         let file = project.build("disks")?.join("debian.img");
@@ -130,13 +138,18 @@ fn disks(project: &Project, wanted: &[Disk]) -> Result<Vec<Disk>> {
             debian_disk::copy(&debian_disk::system(project)?, &draft)?;
             std::fs::rename(&draft, &file).map_err(|e| Error::file("rename", &draft, &e))?;
         }
-        Ok(Disk { file, ..*disk })
+        Ok(Disk { serial: Some(Disk::DEBIAN), ..Disk::new(file, disk.bus) })
     };
     wanted.iter().map(made).collect()
 }
 
 fn default_rom(project: &Project, name: &str) -> Result<PathBuf> {
     Ok(project.build("rom")?.join(format!("{name}.rom")))
+}
+
+/// The manifest of a board's example guests and Debian on its disk, where the board has one.
+fn with_disk(project: &Project, board: &str) -> PathBuf {
+    project.path(&format!("coreboot-config/boards/{board}/disk.dts"))
 }
 
 /// The ROM of one Linux guest on a board, up to date.
@@ -156,6 +169,16 @@ pub fn debian_rom(project: &Project, board: &str) -> Result<PathBuf> {
 pub fn example_rom(project: &Project, board: &str) -> Result<PathBuf> {
     let rom = default_rom(project, board)?;
     Recipe::example(board).refresh(project, &rom)?;
+    Ok(rom)
+}
+
+/// The ROM of a board's example guests and Debian on its disk, up to date.
+///
+/// # Errors
+/// Set-up fails or the source does not build.
+pub fn example_rom_with_disk(project: &Project, board: &str) -> Result<PathBuf> {
+    let rom = default_rom(project, &format!("{board}-disk"))?;
+    Recipe { manifest: Some(with_disk(project, board)), ..Recipe::example(board) }.refresh(project, &rom)?;
     Ok(rom)
 }
 

@@ -1,4 +1,4 @@
-//! Five systems at once, those that `scripts/run` boots: all live, and go on when one of them ends.
+//! Six systems at once, those that `scripts/run --disk debian` boots: all live, and go on when one of them ends.
 
 use std::time::Duration;
 
@@ -6,35 +6,38 @@ use xtask::error::{Error, Result};
 use xtask::machine::Machine;
 use xtask::suite::Outcome;
 
-use crate::console::{ANSWER, PROMPT, USERSPACE, command};
+use crate::console::{USERSPACE, WORK, command, wait_for_prompt};
+use crate::disks::{fresh_system, log_in};
 use crate::lab::Lab;
 use crate::multiplexer::{KEY, MANAGEMENT, manage};
 
-/// Wall time until all five are up, or one of them is up again: nine virtual CPUs' work, beside another test's.
-const BOOT: Duration = Duration::from_secs(300);
+/// Wall time until all six are up, or one of them is up again: seven virtual CPUs' work, beside other tests'.
+const BOOT: Duration = Duration::from_secs(600);
 
 /// The guest that ends in this test.
 const VICTIM: &str = "debian-2";
 
 /// What each guest shows among the others' lines once it is up.
-const UP: [&str; 5] = [
+const UP: [&str; 6] = [
     "debian: Peerboot example guest: userspace reached",
     "debian-2: Peerboot example guest: userspace reached",
     "memtest: -- draws a whole screen",
     "ipxe: iPXE 1[.].* -- Open Source Network Boot Firmware",
     "clock: clock: a Peerboot guest",
+    "debian-full: Debian GNU/Linux 12 debian ttyS0",
 ];
 
-/// All five reach their banners. One is stopped, crashes and is reset; after each the four others answer, and it
-/// comes back.
-pub fn five_guests(lab: &Lab) -> Result<Outcome> {
-    let mut machine = Machine::spawn(&lab.all_examples()?)?;
+/// All six reach their banners. One is stopped, crashes and is reset; after each the five others answer, and it comes
+/// back.
+pub fn six_guests(lab: &Lab) -> Result<Outcome> {
+    let mut machine = Machine::spawn(&lab.all_examples(fresh_system(lab, "six-guests")?)?)?;
     let mut awaited = UP.to_vec();
     while !awaited.is_empty() {
         let line = machine.expect(&format!("^({})", awaited.join("|")), BOOT)?;
         let name = line.split(':').next().unwrap_or_default();
         awaited.retain(|up| !up.starts_with(&format!("{name}:")));
     }
+    log_in_to_full(&mut machine)?;
     let mut others = Others::default();
     others.answer(&mut machine)?;
 
@@ -45,7 +48,7 @@ pub fn five_guests(lab: &Lab) -> Result<Outcome> {
     comes_back(&mut machine)?;
 
     machine.send("echo triple >/sys/kernel/reboot/type; reboot -f\n")?;
-    machine.expect(&format!(r"\] {VICTIM}: crashed: triple fault$"), ANSWER)?;
+    machine.expect(&format!(r"\] {VICTIM}: crashed: triple fault$"), WORK)?;
     others.answer(&mut machine)?;
     at_prompt(&mut machine, &format!("start {VICTIM}"), "starts again$")?;
     comes_back(&mut machine)?;
@@ -56,7 +59,21 @@ pub fn five_guests(lab: &Lab) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// The four guests that go on.
+/// Debian on its disk takes its user, and runs the kernel for every machine.
+fn log_in_to_full(machine: &mut Machine) -> Result<()> {
+    bring_to_front(machine, "debian-full")?;
+    // What it offered before may not be shown again.
+    machine.send("\n")?;
+    log_in(machine, BOOT)?;
+    let release = command(machine, "uname -r", WORK)?.join("");
+    if release.ends_with("-amd64") && !release.contains("cloud") {
+        Ok(())
+    } else {
+        Err(Error::failed(format!("debian-full runs {release:?}")))
+    }
+}
+
+/// The five guests that go on.
 #[derive(Default)]
 struct Others {
     /// How often they were asked.
@@ -70,22 +87,24 @@ impl Others {
     fn answer(&mut self, machine: &mut Machine) -> Result<()> {
         self.asked += 1;
         let number = self.asked;
-        cpus(machine, "debian", 2)?;
-        let sum = command(machine, &format!("echo $(({number} + 1000))"), ANSWER)?.join("");
-        if sum != (number + 1000).to_string() {
-            return Err(Error::failed(format!("debian answered {sum:?}")));
+        for (name, count) in [("debian", 2), ("debian-full", 1)] {
+            cpus(machine, name, count)?;
+            let sum = command(machine, &format!("echo $(({number} + 1000))"), WORK)?.join("");
+            if sum != (number + 1000).to_string() {
+                return Err(Error::failed(format!("{name} answered {sum:?}")));
+            }
         }
 
         bring_to_front(machine, "ipxe")?;
         machine.send(&format!("\rset number {number}\recho still-${{number}}-here\r"))?;
-        machine.expect(&format!("^still-{number}-here"), ANSWER)?;
+        machine.expect(&format!("^still-{number}-here"), WORK)?;
 
         bring_to_front(machine, "clock")?;
         machine.send("uptime\r")?;
         // The last answer is shown again before the new one.
         let last = self.uptime;
         while self.uptime <= last {
-            let up = machine.expect(r"^up \d+\.\d+ s", ANSWER)?;
+            let up = machine.expect(r"^up \d+\.\d+ s", WORK)?;
             self.uptime = up.split(' ').nth(1).and_then(|up| up.parse().ok()).unwrap_or(0.0);
         }
 
@@ -101,7 +120,7 @@ impl Others {
 /// The time that memtest86+ shows next.
 fn clock(machine: &mut Machine) -> Result<String> {
     const LABEL: &str = "Time: ";
-    let drawn = machine.expect_unfinished(LABEL, ANSWER)?;
+    let drawn = machine.expect_unfinished(LABEL, WORK)?;
     let time = drawn.rsplit(LABEL).next().unwrap_or_default().trim_start();
     Ok(time.split(' ').next().unwrap_or_default().to_owned())
 }
@@ -110,13 +129,13 @@ fn clock(machine: &mut Machine) -> Result<String> {
 fn at_prompt(machine: &mut Machine, line: &str, answer: &str) -> Result<()> {
     open_prompt(machine)?;
     manage(machine, line, &format!(r"\] {VICTIM}: {answer}"))?;
-    machine.expect(MANAGEMENT, ANSWER)?;
+    machine.expect(MANAGEMENT, WORK)?;
     manage(machine, "exit", "^-- ")
 }
 
 fn open_prompt(machine: &mut Machine) -> Result<()> {
     machine.send(&format!("{KEY}m"))?;
-    machine.expect(MANAGEMENT, ANSWER).map(drop)
+    machine.expect(MANAGEMENT, WORK).map(drop)
 }
 
 /// Brings a guest to the foreground.
@@ -128,12 +147,12 @@ fn bring_to_front(machine: &mut Machine, name: &str) -> Result<()> {
 /// A Debian answers in the foreground, and has so many CPUs.
 fn cpus(machine: &mut Machine, name: &str, count: u32) -> Result<()> {
     bring_to_front(machine, name)?;
-    machine.expect(PROMPT, ANSWER)?;
-    let said = command(machine, "nproc", ANSWER)?.join("");
+    wait_for_prompt(machine)?;
+    let said = command(machine, "nproc", WORK)?.join("");
     if said == count.to_string() {
         return Ok(());
     }
-    let log = command(machine, "dmesg | grep -i -E 'smp|cpu'", ANSWER)?.join("\n");
+    let log = command(machine, "dmesg | grep -i -E 'smp|cpu'", WORK)?.join("\n");
     Err(Error::failed(format!("{name} has {said:?} CPUs, expected {count}:\n{log}")))
 }
 
@@ -144,5 +163,5 @@ fn comes_back(machine: &mut Machine) -> Result<()> {
     manage(machine, "console", "^-- all guests ")?;
     machine.expect(&format!("^{VICTIM}: {USERSPACE}"), BOOT)?;
     bring_to_front(machine, VICTIM)?;
-    machine.expect(PROMPT, ANSWER).map(drop)
+    wait_for_prompt(machine)
 }
