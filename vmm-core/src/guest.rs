@@ -674,10 +674,16 @@ fn allocate(map: &MemoryMap, host: &dyn Host) -> Result<GuestMemory, BuildError>
     GuestMemory::new(regions).map_err(BuildError::Layout)
 }
 
-/// What a virtual CPU counts of its exits, by reason.
+/// How many exits there were, by reason.
 #[derive(Clone, Debug, Default)]
 pub struct ExitCounts {
     counts: [u64; ExitCounts::NAMES.len()],
+}
+
+/// What a virtual CPU counts of its exits: it alone counts, others may look meanwhile.
+#[derive(Debug, Default)]
+pub struct ExitCounter {
+    counts: [AtomicU64; ExitCounts::NAMES.len()],
 }
 
 impl ExitCounts {
@@ -703,9 +709,28 @@ impl ExitCounts {
         "end of interrupt",
     ];
 
+    /// Every reason that happened, with how often.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Self::NAMES.into_iter().zip(self.counts).filter(|(_, count)| *count > 0)
+    }
+
+    /// Adds another's counts.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+            *count = count.wrapping_add(more);
+        }
+    }
+
+    /// All together.
+    pub fn total(&self) -> u64 {
+        self.counts.iter().fold(0, |sum, count| sum.wrapping_add(*count))
+    }
+}
+
+impl ExitCounter {
     /// Counts one.
     #[inline]
-    pub fn count(&mut self, exit: &Exit) {
+    pub fn count(&self, exit: &Exit) {
         let slot = match exit {
             Exit::Cpuid => 0,
             Exit::ReadMsr => 1,
@@ -727,26 +752,14 @@ impl ExitCounts {
             Exit::ApicWrite { .. } => 17,
             Exit::EndOfInterrupt { .. } => 18,
         };
-        if let Some(count) = self.counts.get_mut(slot) {
-            *count = count.wrapping_add(1);
+        if let Some(count) = self.counts.get(slot) {
+            count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         }
     }
 
-    /// Every reason that happened, with how often.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        Self::NAMES.into_iter().zip(self.counts).filter(|(_, count)| *count > 0)
-    }
-
-    /// Adds another's counts.
-    pub fn add(&mut self, other: &Self) {
-        for (count, more) in self.counts.iter_mut().zip(other.counts) {
-            *count = count.wrapping_add(more);
-        }
-    }
-
-    /// All together.
-    pub fn total(&self) -> u64 {
-        self.counts.iter().fold(0, |sum, count| sum.wrapping_add(*count))
+    /// Those so far.
+    pub fn counts(&self) -> ExitCounts {
+        ExitCounts { counts: self.counts.each_ref().map(|count| count.load(Ordering::Relaxed)) }
     }
 }
 

@@ -5,7 +5,9 @@
 //! elsewhere goes through [`Wake`].
 
 use crate::cpu::Core;
-use crate::guest::{Action, Blank, BuildError, End, ExitCounts, Guest, GuestConfig, Refusal, Wake};
+use crate::guest::{
+    Action, Blank, BuildError, End, ExitCounter, ExitCounts, Guest, GuestConfig, Refusal, Wake,
+};
 use crate::host::{Detail, Host, Terminal};
 use crate::lifecycle::Lifecycle;
 use crate::news::News;
@@ -56,7 +58,7 @@ pub struct GuestStatus {
     pub since: Instant,
     /// How many lives it has had.
     pub lives: u32,
-    /// The exits of this life so far, as of each virtual CPU's last return from a core.
+    /// The exits of this life so far.
     pub exits: ExitCounts,
     /// How the last life ended.
     pub last_end: Option<End>,
@@ -107,7 +109,7 @@ struct Life {
     /// By the virtual CPU's number.
     tasks: Vec<TaskId>,
     cpu_nanos: u64,
-    exits: Vec<ExitCounts>,
+    exits: Vec<Arc<ExitCounter>>,
 }
 
 /// What all cores share.
@@ -386,9 +388,6 @@ impl Monitor {
         };
         if let Some(life) = shared.places.get_mut(guest.number()).and_then(|place| place.life.as_mut()) {
             life.cpu_nanos = life.cpu_nanos.saturating_add(ran);
-            if let Some(exits) = life.exits.get_mut(index) {
-                exits.clone_from(vcpu.exits());
-            }
         }
         if !ended {
             shared.keep(task, vcpu);
@@ -566,7 +565,7 @@ impl Monitor {
             .inspect_err(|_| self.give_up(number))?;
         let now = self.host.now();
         let mut shared = self.shared.lock();
-        let exits = vcpus.iter().map(|_| ExitCounts::default()).collect();
+        let exits = vcpus.iter().map(|vcpu| Arc::clone(vcpu.exits())).collect();
         let tasks: Vec<TaskId> = vcpus
             .into_iter()
             .map(|vcpu| {
@@ -761,7 +760,7 @@ impl Life {
 
     fn exits(&self) -> ExitCounts {
         self.exits.iter().fold(ExitCounts::default(), |mut sum, exits| {
-            sum.add(exits);
+            sum.add(&exits.counts());
             sum
         })
     }

@@ -11,7 +11,7 @@ use crate::cpu::{
 };
 use crate::cpuid::{CpuidState, CpuidView};
 use crate::emulate::{self, Bus, EmulateError, Kind, Progress};
-use crate::guest::{End, ExitCounts, Guest, Unknown};
+use crate::guest::{End, ExitCounter, Guest, Unknown};
 use crate::host::Detail;
 use crate::kvm_clock::StealTime;
 use crate::memory::GuestPhys;
@@ -62,7 +62,7 @@ pub struct Vcpu {
     system_time: u64,
     steal_time: StealTime,
     wall_clock: u64,
-    exits: ExitCounts,
+    exits: Arc<ExitCounter>,
 }
 
 impl Vcpu {
@@ -88,7 +88,7 @@ impl Vcpu {
             system_time: 0,
             steal_time: StealTime::default(),
             wall_clock: 0,
-            exits: ExitCounts::default(),
+            exits: Arc::default(),
         }
     }
 
@@ -98,7 +98,7 @@ impl Vcpu {
     }
 
     /// Its exits so far.
-    pub fn exits(&self) -> &ExitCounts {
+    pub fn exits(&self) -> &Arc<ExitCounter> {
         &self.exits
     }
 
