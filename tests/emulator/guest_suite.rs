@@ -97,6 +97,7 @@ const SUITE: &[Tiny] = &[
         ..passes_alone("debug-registers")
     },
     passes("double-fault"),
+    passes("eoi-word"),
     passes("exceptions"),
     passes("halt"),
     passes("hello"),

@@ -79,6 +79,8 @@ pub mod kvm {
     pub const CLOCKSOURCE2: u32 = 1 << 3;
     /// A record of the time that others had the vCPU's core.
     pub const STEAL_TIME: u32 = 1 << 5;
+    /// A word that ends interrupts: see [`crate::eoi_word`].
+    pub const PV_EOI: u32 = 1 << 6;
     /// The clock's stable flag can be trusted.
     pub const CLOCKSOURCE_STABLE: u32 = 1 << 24;
 }

@@ -401,7 +401,11 @@ impl Guest {
             physical_bits: features.physical_address_bits,
             five_level_paging: true,
             arch_capabilities: false,
-            kvm_features: kvm::NOP_IO_DELAY | kvm::CLOCKSOURCE2 | kvm::CLOCKSOURCE_STABLE | kvm::STEAL_TIME,
+            kvm_features: kvm::NOP_IO_DELAY
+                | kvm::CLOCKSOURCE2
+                | kvm::CLOCKSOURCE_STABLE
+                | kvm::STEAL_TIME
+                | kvm::PV_EOI,
         };
         let vcpus = (0..vcpus)
             .map(|index| {

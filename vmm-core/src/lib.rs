@@ -33,6 +33,7 @@ pub mod cpu;
 pub mod cpuid;
 pub mod disk;
 pub mod emulate;
+pub mod eoi_word;
 pub mod guest;
 pub mod host;
 pub mod kvm_clock;

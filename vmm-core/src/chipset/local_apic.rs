@@ -289,6 +289,14 @@ impl LocalApic {
             .filter(|vector| vector & 0xf0 > self.in_service.highest().unwrap_or(0) & 0xf0)
     }
 
+    /// Whether the end of the interrupt in service concerns nobody: no other waits for it, and nobody wants to be told.
+    pub fn ends_quietly(&self) -> bool {
+        let in_service = self.in_service.highest();
+        !self.lent
+            && self.requested.highest().is_none()
+            && in_service.is_some_and(|vector| !self.level_triggered.contains(vector))
+    }
+
     /// Whether a non-maskable interrupt waits.
     pub const fn nmi_pending(&self) -> bool {
         self.nmi
@@ -1386,6 +1394,27 @@ mod tests {
         assert_eq!(apic.complete_write(0x3f0, Instant::ZERO), ApicEffect::None);
         wrmsr(&mut apic, 0x828, 0, Instant::ZERO);
         assert_eq!(apic.read_msr(0x828, Instant::ZERO), Ok(u64::from(SEND_ILLEGAL_VECTOR)));
+    }
+
+    #[test]
+    fn an_interrupt_ends_quietly_when_nobody_waits_for_that() {
+        let mut apic = x2apic(0);
+        wrmsr(&mut apic, 0x80f, 0x1ff, Instant::ZERO);
+        assert!(!apic.ends_quietly(), "nothing in service");
+        apic.accept(&message(0x41, Trigger::Edge));
+        assert!(!apic.ends_quietly(), "nothing in service, and a request");
+        apic.acknowledge(0x41);
+        assert!(apic.ends_quietly());
+        apic.accept(&message(0x31, Trigger::Edge));
+        assert!(!apic.ends_quietly(), "one waits for its end");
+        let _ = apic.end_of_interrupt();
+        apic.acknowledge(0x31);
+        assert!(apic.ends_quietly());
+        apic.accept(&message(0x51, Trigger::Level));
+        apic.acknowledge(0x51);
+        assert!(!apic.ends_quietly(), "the IOAPIC is to be told");
+        let _ = apic.end_of_interrupt();
+        assert!(apic.ends_quietly(), "the first is in service again");
     }
 
     #[derive(Debug, Clone)]

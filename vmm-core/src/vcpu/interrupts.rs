@@ -3,6 +3,7 @@
 use super::Vcpu;
 use crate::chipset::ApicEffect;
 use crate::cpu::{CpuState, Event, rflags};
+use crate::eoi_word::EoiWord;
 use crate::guest::End;
 use crate::time::{Instant, earlier};
 
@@ -34,6 +35,7 @@ impl Vcpu {
             return;
         }
         if init {
+            self.eoi_word = EoiWord::default();
             self.cpu.load(&CpuState::reset());
             self.halted = true;
         }
@@ -50,6 +52,7 @@ impl Vcpu {
 
     /// Injects the most urgent thing the CPU can take now, and asks for a window where something must wait.
     pub(super) fn deliver_interrupts(&mut self) {
+        self.settle_end_of_interrupt();
         self.attention = false;
         let mut waiting = None;
         let Some(mut apic) = self.guest.apics.lock(self.index as usize) else { return };
@@ -90,6 +93,9 @@ impl Vcpu {
             // The 8259 pair has no priority among the local APIC's: it is taken whenever interrupts are.
             waiting = Some(16);
         }
+        if apic.ends_quietly() {
+            self.eoi_word.offer(self.guest.memory());
+        }
         drop(apic);
         self.cpu.lend_apic(loan);
         if waiting.is_some() || self.window {
@@ -98,8 +104,24 @@ impl Vcpu {
         }
     }
 
+    /// Brings the local APIC up to date where the guest may have ended its interrupt by clearing a word: before
+    /// anything looks at what is in service.
+    pub(super) fn settle_end_of_interrupt(&mut self) {
+        if !self.eoi_word.is_offered() {
+            return;
+        }
+        self.attention = true;
+        if self.eoi_word.withdraw(self.guest.memory())
+            && let Some(mut apic) = self.guest.apics.lock(self.index as usize)
+        {
+            // It was an edge: nobody else wants to be told.
+            let _ = apic.end_of_interrupt();
+        }
+    }
+
     /// Whether a halted CPU has a reason to go on.
     pub(super) fn has_interrupt(&mut self) -> bool {
+        self.settle_end_of_interrupt();
         let interrupts_on = self.cpu.registers().rflags & rflags::IF != 0;
         let Some(mut apic) = self.guest.apics.lock(self.index as usize) else { return false };
         let lent = apic.take_back();

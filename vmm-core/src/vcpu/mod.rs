@@ -11,6 +11,7 @@ use crate::cpu::{
 };
 use crate::cpuid::{CpuidState, CpuidView};
 use crate::emulate::{self, Bus, EmulateError, Kind, Progress};
+use crate::eoi_word::EoiWord;
 use crate::guest::{End, ExitCounter, Guest, Unknown};
 use crate::host::Detail;
 use crate::kvm_clock::StealTime;
@@ -62,6 +63,7 @@ pub struct Vcpu {
     system_time: u64,
     steal_time: StealTime,
     wall_clock: u64,
+    eoi_word: EoiWord,
     exits: Arc<ExitCounter>,
 }
 
@@ -88,6 +90,7 @@ impl Vcpu {
             system_time: 0,
             steal_time: StealTime::default(),
             wall_clock: 0,
+            eoi_word: EoiWord::default(),
             exits: Arc::default(),
         }
     }
@@ -331,6 +334,7 @@ impl Vcpu {
                 reason: "an event was to be delivered through memory that is not there",
             }));
         }
+        self.settle_end_of_interrupt();
         self.note_task_priority();
         let now = self.guest.host().now();
         let mut bus = DeviceBus { guest: &self.guest, vcpu: self.index, now };

@@ -4,6 +4,7 @@ use super::Vcpu;
 use crate::chipset::{MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_X2APIC};
 use crate::cpu::{ControlRegisters, Event, Gpr, SystemMsr};
 use crate::emulate::Kind;
+use crate::eoi_word;
 use crate::guest::Unknown;
 use crate::kvm_clock;
 use crate::time::TscClock;
@@ -75,6 +76,7 @@ impl Vcpu {
         Ok(match index {
             MSR_APIC_BASE | MSR_TSC_DEADLINE | MSR_X2APIC..0x900 => {
                 let now = self.guest.host().now();
+                self.settle_end_of_interrupt();
                 let mut apic = self.guest.apics.lock(self.index as usize).ok_or(GeneralProtection)?;
                 if index >= MSR_X2APIC {
                     self.attention |= apic.take_back();
@@ -86,6 +88,7 @@ impl Vcpu {
             kvm_clock::SYSTEM_TIME => self.system_time,
             kvm_clock::WALL_CLOCK => self.wall_clock,
             kvm_clock::STEAL_TIME => self.steal_time.msr(),
+            eoi_word::MSR => self.eoi_word.msr(),
             IA32_BIOS_SIGNATURE => 0,
             IA32_MISC_ENABLE => self.misc_enable,
             IA32_DEBUGCTL | IA32_MCG_CAP | IA32_MCG_STATUS => 0,
@@ -103,6 +106,9 @@ impl Vcpu {
         match index {
             MSR_APIC_BASE | MSR_TSC_DEADLINE | MSR_X2APIC..0x900 => {
                 let now = self.guest.host().now();
+                if index != MSR_TSC_DEADLINE {
+                    self.settle_end_of_interrupt();
+                }
                 let mut apic = self.guest.apics.lock(self.index as usize).ok_or(GeneralProtection)?;
                 // The timer is not the CPU's, whoever has the rest.
                 if index != MSR_TSC_DEADLINE {
@@ -131,6 +137,10 @@ impl Vcpu {
             }
             kvm_clock::STEAL_TIME => {
                 self.steal_time.set_msr(value, self.guest.memory()).ok_or(GeneralProtection)
+            }
+            eoi_word::MSR => {
+                self.settle_end_of_interrupt();
+                self.eoi_word.set_msr(value, self.guest.memory()).ok_or(GeneralProtection)
             }
             kvm_clock::WALL_CLOCK => {
                 self.wall_clock = value;
