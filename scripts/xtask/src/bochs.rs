@@ -135,9 +135,6 @@ fn configuration(spec: &Spec, dir: &Path, port: u16, pace: Pace) -> Result<Strin
     let Firmware::Rom(rom) = &spec.firmware else {
         return Err(Error::setup("Bochs boots ROMs only: it has no firmware that is handed a kernel."));
     };
-    if spec.smp != 1 {
-        return Err(Error::setup(format!("Debian's Bochs has one core, not {}.", spec.smp)));
-    }
     let megabytes = megabytes(&spec.memory)?;
     let sync = match pace {
         Pace::Free => "none",
@@ -147,7 +144,7 @@ fn configuration(spec: &Spec, dir: &Path, port: u16, pace: Pace) -> Result<Strin
         "display_library: term".to_owned(),
         format!("romimage: file={}", text(rom)),
         format!("memory: guest={megabytes}, host={megabytes}"),
-        format!("cpu: model={}, ips={INSTRUCTIONS_PER_SECOND}", spec.cpu),
+        format!("cpu: model={}, count={}, ips={INSTRUCTIONS_PER_SECOND}", spec.cpu, spec.smp),
         format!("clock: sync={sync}"),
         "pci: enabled=1, chipset=i440fx".to_owned(),
         format!("com1: enabled=1, mode=socket-client, dev=127.0.0.1:{port}"),

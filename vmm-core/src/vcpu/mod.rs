@@ -185,11 +185,7 @@ impl Vcpu {
                 }
                 Exit::Hypercall => self.hypercall(),
                 Exit::Undefined => self.refuse_undefined(),
-                Exit::HostInterrupt => {
-                    host.serve_interrupts();
-                    self.serve_timers(host.now());
-                    return if self.guest.has_ended() { Left::Ended } else { Left::Interrupted };
-                }
+                Exit::HostInterrupt => return self.let_host_in(),
                 // The host's own handler ran as soon as the world switch let it.
                 Exit::HostNmi => {}
                 Exit::HostMachineCheck => host.machine_check(),
@@ -210,6 +206,14 @@ impl Vcpu {
                 return Left::Interrupted;
             }
         }
+    }
+
+    /// Serves the interrupts of the host that wait, and the guest's own timers.
+    fn let_host_in(&mut self) -> Left {
+        let host = self.guest.host();
+        host.serve_interrupts();
+        self.serve_timers(host.now());
+        if self.guest.has_ended() { Left::Ended } else { Left::Interrupted }
     }
 
     fn refuse_undefined(&mut self) {

@@ -848,6 +848,10 @@ impl VirtualCpu for Vcpu {
             if let Some(exit) = self.run_once() {
                 return exit;
             }
+            if self.injection.is_some() {
+                // What its delivery raises comes before any interrupt of the host, and may be the next exit.
+                return Exit::InterruptWindow;
+            }
         }
     }
 
