@@ -135,38 +135,38 @@ enum Witness {
 /// The tests.
 pub fn cases() -> Vec<Case<Lab>> {
     vec![
-        Case::new("emulator/hostile/max", |lab: &Lab| attacks(lab, Emulator::Qemu, Witness::Linux)),
-        Case::new("emulator/hostile/streams", streams),
-        Case::new("emulator/hostile/bochs", |lab: &Lab| attacks(lab, Emulator::Bochs, Witness::Steady)),
-        Case::new("emulator/hostile/campaign", campaign).long(),
+        Case::new("emulator/hostile/max", |lab: &Lab| attacks(lab, Emulator::Qemu)),
+        Case::new("emulator/hostile/streams", |lab: &Lab| streams(lab, Emulator::Qemu)),
+        Case::new("emulator/hostile/bochs", |lab: &Lab| attacks(lab, Emulator::Bochs)),
+        Case::new("emulator/hostile/streams-bochs", |lab: &Lab| streams(lab, Emulator::Bochs)).long(),
+        Case::new("emulator/hostile/campaign", |lab: &Lab| campaign(lab, Emulator::Qemu)).long(),
+        Case::new("emulator/hostile/campaign-bochs", |lab: &Lab| campaign(lab, Emulator::Bochs)).long(),
     ]
 }
 
-fn attacks(lab: &Lab, emulator: Emulator, witness: Witness) -> Result<Outcome> {
+fn attacks(lab: &Lab, emulator: Emulator) -> Result<Outcome> {
     let runs = |attack: &&Attack| emulator == Emulator::Qemu || !NOT_IN_BOCHS.contains(&attack.name);
-    let waves: Vec<Vec<Attacker>> = WAVES
-        .iter()
-        .map(|wave| wave.iter().filter(runs).map(|attack| Attacker::new(attack, emulator)).collect())
-        .collect();
+    let waves: Vec<Vec<Attacker>> =
+        WAVES.iter().map(|wave| wave.iter().filter(runs).map(Attacker::new).collect()).collect();
     let label = format!("hostile-{emulator}").to_lowercase();
-    let mut scene = Scene::begin(lab, &label, emulator, witness, &waves.concat())?;
+    let mut scene = Scene::begin(lab, &label, emulator, &waves.concat())?;
     waves.iter().filter(|wave| !wave.is_empty()).try_for_each(|wave| scene.run_wave(wave))?;
     scene.check_unknown()?;
     scene.end()
 }
 
 /// Random instructions: those of some minutes, or under the seeds from `HOSTILE_SEED` on.
-fn streams(lab: &Lab) -> Result<Outcome> {
+fn streams(lab: &Lab, emulator: Emulator) -> Result<Outcome> {
     let firsts = match number("HOSTILE_SEED")? {
         Some(first) => vec![first],
         None => (0..BOOTS).map(|boot| 1 + boot * SEEDS).collect(),
     };
-    firsts.into_iter().try_for_each(|first| seeds(lab, "hostile-streams", first))?;
+    firsts.into_iter().try_for_each(|first| seeds(lab, "streams", emulator, first))?;
     Ok(Outcome::Passed)
 }
 
 /// The same with ever new seeds, for `HOSTILE_MINUTES` minutes.
-fn campaign(lab: &Lab) -> Result<Outcome> {
+fn campaign(lab: &Lab, emulator: Emulator) -> Result<Outcome> {
     let time = Duration::from_secs(number("HOSTILE_MINUTES")?.unwrap_or(CAMPAIGN) * 60);
     let start = Instant::now();
     let mut seed = match number("HOSTILE_SEED")? {
@@ -175,24 +175,28 @@ fn campaign(lab: &Lab) -> Result<Outcome> {
     };
     while start.elapsed() < time {
         suite::print(&format!("         seeds from {seed} on"));
-        seeds(lab, "hostile-campaign", seed)?;
+        seeds(lab, "campaign", emulator, seed)?;
         seed += SEEDS;
     }
     Ok(Outcome::Passed)
 }
 
 /// One boot in which the streams of [`SEEDS`] seeds run, some at once.
-fn seeds(lab: &Lab, label: &str, first: u64) -> Result<()> {
+fn seeds(lab: &Lab, kind: &str, emulator: Emulator, first: u64) -> Result<()> {
     let attackers: Vec<Attacker> = (first..first + SEEDS).map(Attacker::streams).collect();
+    let label = format!("hostile-{kind}-{emulator}").to_lowercase();
     let run = || {
-        let mut scene = Scene::begin(lab, label, Emulator::Qemu, Witness::Linux, &attackers)?;
+        let mut scene = Scene::begin(lab, &label, emulator, &attackers)?;
         attackers.chunks(SEEDS_AT_ONCE).try_for_each(|wave| scene.run_wave(wave))?;
         scene.end()
     };
     run().map(drop).map_err(|error| {
-        Error::failed(format!(
-            "{error}\nto repeat: HOSTILE_SEED={first} scripts/test emulator/hostile/streams"
-        ))
+        let test = if emulator == Emulator::Bochs {
+            "--long emulator/hostile/streams-bochs"
+        } else {
+            "emulator/hostile/streams"
+        };
+        Error::failed(format!("{error}\nto repeat: HOSTILE_SEED={first} scripts/test {test}"))
     })
 }
 
@@ -216,14 +220,10 @@ struct Attacker {
 }
 
 impl Attacker {
-    fn new(attack: &Attack, emulator: Emulator) -> Self {
-        // Bochs 2.7 keeps the host's interrupts from a core whose guest was entered with its own off, and counts its
-        // preemption timer on only where some instructions pass between two exits.
-        let floods = attack.name.starts_with("flood-");
-        let interrupts = if emulator == Emulator::Bochs && floods { " interruptible" } else { "" };
+    fn new(attack: &Attack) -> Self {
         Self {
             name: attack.name.to_owned(),
-            bootargs: format!("{}{interrupts}", attack.name),
+            bootargs: attack.name.to_owned(),
             properties: attack.properties,
             ending: attack.ending,
         }
@@ -250,13 +250,8 @@ struct Scene {
 
 impl Scene {
     /// Boots a machine with these hostile guests, by name and command line, until its witness's heart beats.
-    fn begin(
-        lab: &Lab,
-        label: &str,
-        emulator: Emulator,
-        witness: Witness,
-        attackers: &[Attacker],
-    ) -> Result<Self> {
+    fn begin(lab: &Lab, label: &str, emulator: Emulator, attackers: &[Attacker]) -> Result<Self> {
+        let witness = Witness::in_emulator(emulator);
         let watcher = match witness {
             Witness::Linux => Guest { node: "witness", ..good() },
             Witness::Steady => Guest::tiny("witness", "cbfs:guests/steady"),
@@ -472,6 +467,11 @@ struct Beat {
 }
 
 impl Witness {
+    /// Linux would take minutes in Bochs.
+    fn in_emulator(emulator: Emulator) -> Self {
+        if emulator == Emulator::Bochs { Self::Steady } else { Self::Linux }
+    }
+
     fn beat(self) -> Result<Regex> {
         regex(match self {
             Self::Linux => {

@@ -92,7 +92,14 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/cores/nmi-in-a-guest", cores::nmi_in_a_guest),
         Case::new("emulator/no-virtualization", boot::no_virtualization),
         Case::new("emulator/sleep", time::sleep_takes_its_time).alone(),
-        Case::new("emulator/shares/weights-and-caps", shares::weights_and_caps).alone(),
+        Case::new("emulator/shares/weights-and-caps", |lab: &Lab| {
+            shares::weights_and_caps(lab, Emulator::Qemu)
+        })
+        .alone(),
+        Case::new("emulator/shares/weights-and-caps-bochs", |lab: &Lab| {
+            shares::weights_and_caps(lab, Emulator::Bochs)
+        })
+        .alone(),
         Case::new("emulator/scale", scale::many_guests).alone(),
         Case::new("emulator/idle", time::idle_guest_halts_the_host).alone(),
     ];

@@ -85,7 +85,8 @@ fn boot(reset_time: u64) -> Result<(u32, u64), StageError> {
         Err(_) => Cow::default(),
     };
     let running = processors::start(chipset.processors, low_end, &registers);
-    info!("{} of {} processors, all but this one halted", running.len(), chipset.processors);
+    let expected = chipset.processors.unwrap_or(running.len() as u32);
+    info!("{} of {expected} processors, all but this one halted", running.len());
 
     timestamps.stamp(id::WRITE_TABLES);
     let rsdp = match &chipset.fw_cfg {

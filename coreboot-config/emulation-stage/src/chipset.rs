@@ -28,8 +28,8 @@ pub struct Chipset {
     pub ram: Vec<Range<u64>>,
     /// What below 4 GiB is neither RAM nor to be given to devices, for the payload to know.
     pub reserved: Vec<Range<u64>>,
-    /// Processors that run at power-on.
-    pub processors: u32,
+    /// Processors that run at power-on, where that can be known.
+    pub processors: Option<u32>,
     /// Ports that devices may have.
     pub io_window: Range<u64>,
     /// Memory below 4 GiB that devices may have.

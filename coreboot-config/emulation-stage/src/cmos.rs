@@ -14,17 +14,10 @@ const NMI_OFF: u8 = 1 << 7;
 /// Memory between 16 MiB and 4 GiB, two bytes, and above 4 GiB, three bytes, both in units of 64 KiB.
 const LOW_MEMORY: u8 = 0x34;
 const HIGH_MEMORY: u8 = 0x5B;
-/// Processors beyond the first.
-const OTHER_PROCESSORS: u8 = 0x5F;
 
 /// All RAM, in ascending order.
 pub fn ram() -> impl Iterator<Item = Range<u64>> {
     memory_map::ram_of_cmos(number(LOW_MEMORY, 2), number(HIGH_MEMORY, 3))
-}
-
-/// Processors that run at power-on.
-pub fn processors() -> u32 {
-    number(OTHER_PROCESSORS, 1) + 1
 }
 
 /// `bytes` bytes from `index` on, the lowest first.

@@ -69,7 +69,8 @@ pub fn start() -> Chipset {
         config,
         ram: ram(fw_cfg.as_ref()),
         reserved: vec![],
-        processors: fw_cfg.as_ref().map_or_else(cmos::processors, |fw_cfg| fw_cfg.processors().into()),
+        // Bochs tells nobody.
+        processors: fw_cfg.as_ref().map(|fw_cfg| fw_cfg.processors().into()),
         io_window: IO_WINDOW,
         low_window: LOW_WINDOW,
         interrupt_line,

@@ -15,6 +15,8 @@ const STARTUP_PAGE: u8 = 8;
 /// How long to wait before INIT is tried, and then at all, in ticks of the PM timer: 100 ms and 1 s.
 const BEFORE_INIT_TICKS: u32 = 357_954;
 const PATIENCE_TICKS: u32 = 3_579_545;
+/// How long to wait where nobody knows how many there are: 10 ms, as Bochs's own firmware does.
+const UNKNOWN_TICKS: u32 = 35_795;
 
 const MTRR_CAPABILITIES: u32 = 0xFE;
 
@@ -114,10 +116,10 @@ fn chosen_writes(file: &[u8]) -> impl Iterator<Item = MsrWrite> {
     })
 }
 
-/// Makes this processor and the `count - 1` others cache RAM up to `low_end` but not what is between it and
-/// 4 GiB, has them write the registers that `chosen` names, and halts the others. Returns the local APICs' numbers of
+/// Makes this processor and the others, `count` in all if that is known, cache RAM up to `low_end` but not what is
+/// between it and 4 GiB, has them write the registers that `chosen` names, and halts the others. Returns the local APICs' numbers of
 /// those that are there, this one's first.
-pub fn start(count: u32, low_end: u64, chosen: &[u8]) -> Vec<u8> {
+pub fn start(count: Option<u32>, low_end: u64, chosen: &[u8]) -> Vec<u8> {
     let mut writes = memory_type_writes(low_end);
     writes.extend(chosen_writes(chosen));
     for write in &writes {
@@ -131,14 +133,17 @@ pub fn start(count: u32, low_end: u64, chosen: &[u8]) -> Vec<u8> {
         first_write: physical::address_of(writes.as_ptr()) as u32,
     };
     place_trampoline(&park);
-    let others = count.saturating_sub(1) as usize;
+    let others = count.map(|count| count.saturating_sub(1) as usize);
+    let all_came = || others.is_some_and(|others| park.arrived().count() >= others);
     // Reset leaves processors waiting for start-up. INIT is for those that do not: in QEMU that counts
     // instructions, a processor that takes INIT is charged for all of them up to the next timer's deadline.
     interrupts::start_others(STARTUP_PAGE);
-    if !wait(BEFORE_INIT_TICKS, || park.arrived().count() >= others) {
+    if others.is_none() {
+        wait(UNKNOWN_TICKS, all_came);
+    } else if !wait(BEFORE_INIT_TICKS, all_came) {
         interrupts::reset_others();
         interrupts::start_others(STARTUP_PAGE);
-        wait(PATIENCE_TICKS, || park.arrived().count() >= others);
+        wait(PATIENCE_TICKS, all_came);
     }
     core::iter::once(interrupts::local_apic_id()).chain(park.arrived()).collect()
 }

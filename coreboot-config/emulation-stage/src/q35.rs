@@ -75,7 +75,7 @@ pub fn start() -> Option<Chipset> {
         config,
         ram: memory_map::ram_of_e820(&fw_cfg.read("etc/e820").unwrap_or_default()),
         reserved: vec![ECAM],
-        processors: fw_cfg.processors().into(),
+        processors: Some(fw_cfg.processors().into()),
         io_window: IO_WINDOW,
         low_window: LOW_WINDOW,
         interrupt_line,

@@ -22,6 +22,9 @@ pub const BOARD: &str = "bochs";
 /// of wall time on a usual machine.
 const INSTRUCTIONS_PER_SECOND: u64 = 100_000_000;
 
+/// Bochs takes more, but runs all in turn, so that each is as much slower.
+const MOST_CORES: u32 = 8;
+
 /// How long Bochs may take to connect its serial port.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -135,6 +138,12 @@ fn configuration(spec: &Spec, dir: &Path, port: u16, pace: Pace) -> Result<Strin
     let Firmware::Rom(rom) = &spec.firmware else {
         return Err(Error::setup("Bochs boots ROMs only: it has no firmware that is handed a kernel."));
     };
+    if !(1..=MOST_CORES).contains(&spec.smp) {
+        return Err(Error::setup(format!(
+            "A machine in Bochs has 1 to {MOST_CORES} cores, not {}.",
+            spec.smp
+        )));
+    }
     let megabytes = megabytes(&spec.memory)?;
     let sync = match pace {
         Pace::Free => "none",
@@ -294,7 +303,7 @@ mod tests {
             change(&mut spec);
             lines(&spec).expect_err("a refusal").to_string()
         };
-        assert!(refused(|spec| spec.smp = 2).contains("one core, not 2"));
+        assert!(refused(|spec| spec.smp = 9).contains("8 cores, not 9"));
         assert!(refused(|spec| spec.memory = "2T".to_owned()).contains("2T"));
         assert!(refused(|spec| spec.memory = "8M".to_owned()).contains("8M"));
         assert!(refused(|spec| spec.disks.push(Disk::new(PathBuf::new(), Bus::Nvme))).contains("bus=ata"));

@@ -24,7 +24,7 @@ use crate::serial::{Lines, Serial, Wait, pattern};
 pub enum Emulator {
     /// QEMU's q35: fast, several cores, AMD-V.
     Qemu,
-    /// Bochs's i440FX: slow, one core, VT-x or AMD-V as its CPU model has it.
+    /// Bochs's i440FX: slow, VT-x or AMD-V as its CPU model has it.
     Bochs,
 }
 

@@ -28,7 +28,7 @@ pub struct Options {
     /// max or Bochs's corei7_skylake_x, and this machine's own CPU where KVM passes its virtualization on
     #[arg(long)]
     cpu: Option<String>,
-    /// Cores of the emulated machine; by default 4, and 1 in Bochs, which has no more
+    /// Cores of the emulated machine; by default 4, and 1 in Bochs, whose cores share its speed
     #[arg(long, value_name = "N")]
     smp: Option<u32>,
     /// Memory of the emulated machine

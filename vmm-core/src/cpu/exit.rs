@@ -168,8 +168,8 @@ pub enum Exit {
     HostNmi,
     /// The machine reported a machine check while the guest ran.
     HostMachineCheck,
-    /// The guest can now take the interrupt a window was requested for; or the backend has dealt with the exit, and
-    /// left an event to deliver. Such events can follow one another without end, before any interrupt of the host.
+    /// The guest can now take the interrupt a window was requested for, or the backend has dealt with the exit and has
+    /// an event to deliver.
     InterruptWindow,
     /// A fault while delivering a double fault.
     TripleFault,

@@ -25,6 +25,10 @@ use spin::MutexGuard;
 /// KVM's answer to a hypercall that is not there: -1000.
 const KVM_ENOSYS: u64 = 1000_u64.wrapping_neg();
 
+/// After so many exits the host's interrupts are let in although none of them was for one: an event that is delivered at
+/// an entry, and what its delivery raises, come before them, and can be the next exit without end.
+const EXITS_IN_A_ROW: u32 = 1024;
+
 /// Why a virtual CPU came back from its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
@@ -57,6 +61,8 @@ pub struct Vcpu {
     deadline: Option<Instant>,
     /// An access may have changed that.
     deadline_moved: bool,
+    /// How many more exits may come before the host's interrupts are let in.
+    exits_left: u32,
     /// IA32_APIC_BASE's enable bit, which CPUID shows.
     apic_enabled: bool,
     misc_enable: u64,
@@ -85,6 +91,7 @@ impl Vcpu {
             window: false,
             deadline: None,
             deadline_moved: false,
+            exits_left: 0,
             apic_enabled: true,
             misc_enable: 1,
             system_time: 0,
@@ -149,7 +156,9 @@ impl Vcpu {
         }
         self.find_deadline();
         self.arm(slice_end);
-        loop {
+        self.exits_left = EXITS_IN_A_ROW;
+        while self.exits_left > 0 {
+            self.exits_left = self.exits_left.wrapping_sub(1);
             if self.needs_attention() {
                 if self.starts_over() {
                     return Left::StartsOver;
@@ -206,6 +215,7 @@ impl Vcpu {
                 return Left::Interrupted;
             }
         }
+        self.let_host_in()
     }
 
     /// Serves the interrupts of the host that wait, and the guest's own timers.
@@ -246,8 +256,9 @@ impl Vcpu {
     }
 
     /// A string instruction has come as far as its registers say: interrupts, and a single-step trap, are taken
-    /// before it goes on.
+    /// before it goes on. It may have taken as long as a thousand other exits.
     fn pause_string(&mut self) {
+        self.exits_left = 0;
         let registers = self.cpu.registers();
         if registers.rflags & rflags::TF != 0 {
             self.cpu.complete_instruction(registers.rip);

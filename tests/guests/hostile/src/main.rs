@@ -1,8 +1,7 @@
 //! One guest for every way to attack: the first word of its command line is the case.
 //!
 //! A case prints `begins` before it does harm. Those that can be survived end with the runtime's `PASS` and a
-//! power-off; the others end as the monitor sees fit, or never. Where the second word is `interruptible` they run
-//! with interrupts on, though none is expected.
+//! power-off; the others end as the monitor sees fit, or never.
 #![no_std]
 #![no_main]
 // Unsafe because these guests break their own machine on purpose.
@@ -16,7 +15,7 @@ mod streams;
 mod sweeps;
 mod tables;
 
-use runtime::{Machine, cpu, println};
+use runtime::{Machine, println};
 
 runtime::guest!(main);
 
@@ -64,12 +63,5 @@ fn main(machine: &Machine) {
     let (name, rest) = machine.command_line().split_once(' ').unwrap_or((machine.command_line(), ""));
     let (name, case) = CASES.iter().find(|(known, _)| *known == name).expect("a case of that name");
     println!("{name} begins");
-    let rest = match rest.strip_prefix("interruptible") {
-        Some(rest) => {
-            cpu::enable_interrupts();
-            rest.trim_start()
-        }
-        None => rest,
-    };
     case(machine, rest);
 }

@@ -130,7 +130,7 @@ pub fn real_mode(_: &Machine, _: &str) {
 pub fn virtual_8086(_: &Machine, _: &str) {
     /// VM, and IOPL 3.
     const VIRTUAL: u64 = 1 << 17 | flag::IOPL | 2;
-    leave_long_mode(VIRTUAL | cpu::flags() & flag::IF)
+    leave_long_mode(VIRTUAL)
 }
 
 /// Runs the low code, to real mode, or to virtual-8086 mode with these flags.

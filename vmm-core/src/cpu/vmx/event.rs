@@ -16,9 +16,28 @@ const SOFTWARE_EXCEPTION: u32 = 6 << 8;
 /// #DB.
 pub const DEBUG: u8 = 1;
 /// #AC.
-pub const ALIGNMENT_CHECK: u8 = 17;
+const ALIGNMENT_CHECK: u8 = 17;
 /// #MC.
-pub const MACHINE_CHECK: u8 = 18;
+const MACHINE_CHECK: u8 = 18;
+
+/// The exception bitmap. A machine check is the machine's, whoever runs when it strikes. A guest can have #DB and #AC
+/// raise themselves again while they are delivered, for ever: caught, that goes on with interrupts in between.
+pub const EXCEPTIONS: u32 = 1 << DEBUG | 1 << ALIGNMENT_CHECK | 1 << MACHINE_CHECK;
+
+/// Whose an exception or NMI is that ended a guest's stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caught {
+    /// The host's NMI.
+    HostNmi,
+    /// The machine's machine check.
+    HostMachineCheck,
+    /// The guest's #DB.
+    Debug,
+    /// The guest's #AC.
+    AlignmentCheck,
+    /// None that [`EXCEPTIONS`] names.
+    NotAskedFor,
+}
 
 /// An event as the VM-entry fields describe it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +107,22 @@ impl Injection {
         self.information & TYPE == NMI
     }
 
+    /// Whose it is, where it is what the exit was for.
+    pub const fn caught(&self) -> Caught {
+        match self.vector() {
+            _ if self.is_nmi() => Caught::HostNmi,
+            _ if self.information & TYPE != HARDWARE_EXCEPTION
+                && self.information & TYPE != PRIVILEGED_SOFTWARE_EXCEPTION =>
+            {
+                Caught::NotAskedFor
+            }
+            MACHINE_CHECK => Caught::HostMachineCheck,
+            DEBUG => Caught::Debug,
+            ALIGNMENT_CHECK => Caught::AlignmentCheck,
+            _ => Caught::NotAskedFor,
+        }
+    }
+
     /// Whether it is an external interrupt.
     pub const fn is_external_interrupt(&self) -> bool {
         self.information & TYPE == EXTERNAL_INTERRUPT
@@ -128,6 +163,24 @@ mod tests {
         let fault = Injection::new(Event::page_fault(0x15), true);
         assert_eq!((fault.information, fault.error_code), (0x8000_0b0e, 0x15));
         assert_eq!(Injection::new(Event::INVALID_OPCODE, true).information, 0x8000_0306);
+    }
+
+    #[test]
+    fn each_exception_that_is_caught_has_an_owner() {
+        let caught = |information| Injection::interrupted(information, 0, 0).unwrap().caught();
+        for vector in 0..32 {
+            let owner = match vector {
+                1 => Caught::Debug,
+                17 => Caught::AlignmentCheck,
+                18 => Caught::HostMachineCheck,
+                _ => Caught::NotAskedFor,
+            };
+            assert_eq!(caught(0x8000_0300 | vector), owner, "vector {vector}");
+            assert_eq!(EXCEPTIONS >> vector & 1 == 1, owner != Caught::NotAskedFor, "vector {vector}");
+        }
+        assert_eq!(caught(0x8000_0202), Caught::HostNmi);
+        assert_eq!(caught(0x8000_0501), Caught::Debug, "INT1");
+        assert_eq!(caught(0x8000_0412), Caught::NotAskedFor, "INT 18 is an interrupt like any other");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::control_registers::{
 use super::controls::{entry, primary};
 use super::core::{Core, Shared};
 use super::enter::{Switch, deliver_host_nmi, enter};
-use super::event::{ALIGNMENT_CHECK, DEBUG, Injection, MACHINE_CHECK};
+use super::event::{Caught, DEBUG, EXCEPTIONS, Injection};
 use super::exit::{ENTRY_FAILURE, EptViolation, apic_access, port_access, reason, tells_instruction_length};
 use super::guest_state::{GuestState, SEGMENTS, VmcsSegment, interruptibility};
 use super::host_state;
@@ -34,9 +34,6 @@ const IA32_SPEC_CTRL: u32 = 0x48;
 /// What a guest's EFER may hold on VT-x: SCE, LME, LMA, NXE.
 const EFER_KNOWN: u64 =
     1 | ControlRegisters::EFER_LME | ControlRegisters::EFER_LMA | ControlRegisters::EFER_NXE;
-/// A machine check is the machine's, whoever runs when it strikes. A guest can have #DB and #AC raise
-/// themselves again while they are delivered, for ever: caught, that goes on with interrupts in between.
-const EXCEPTIONS: u32 = 1 << DEBUG | 1 << ALIGNMENT_CHECK | 1 << MACHINE_CHECK;
 /// How many cycles apart PAUSEs still count as one loop, and how many it may last.
 const PAUSE_LOOP_GAP: u64 = 128;
 const PAUSE_LOOP_WINDOW: u64 = 4096;
@@ -451,15 +448,15 @@ impl Vcpu {
         let Some(event) = Injection::interrupted(information, error_code, length) else {
             return Some(self.failed("an exit for an exception that is none"));
         };
-        if event.is_nmi() {
-            deliver_host_nmi();
-            return Some(Exit::HostNmi);
-        }
-        match event.vector() {
-            MACHINE_CHECK => return Some(Exit::HostMachineCheck),
-            DEBUG => self.record_debug_exception(qualification),
-            ALIGNMENT_CHECK => {}
-            _ => return Some(self.failed("an exception that is not intercepted")),
+        match event.caught() {
+            Caught::HostNmi => {
+                deliver_host_nmi();
+                return Some(Exit::HostNmi);
+            }
+            Caught::HostMachineCheck => return Some(Exit::HostMachineCheck),
+            Caught::Debug => self.record_debug_exception(qualification),
+            Caught::AlignmentCheck => {}
+            Caught::NotAskedFor => return Some(self.failed("an exception that is not intercepted")),
         }
         self.block_nmis_again(information & 1 << 12 != 0);
         self.injection = Some(event);
@@ -849,7 +846,7 @@ impl VirtualCpu for Vcpu {
                 return exit;
             }
             if self.injection.is_some() {
-                // What its delivery raises comes before any interrupt of the host, and may be the next exit.
+                // What its delivery raises may be the next exit, before any interrupt of the host.
                 return Exit::InterruptWindow;
             }
         }
