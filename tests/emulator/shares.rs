@@ -125,8 +125,10 @@ fn interrupts_of(machine: &mut Machine, name: &str) -> Result<(f64, f64)> {
     let exits = machine.expect(&format!(r"\] {name}: exits: "), ANSWER)?;
     let count =
         exits.split("host interrupt ").nth(1).map_or("0", |rest| rest.split(',').next().unwrap_or("0"));
-    let time = exits.split(['[', ']']).nth(1).unwrap_or_default();
-    match (count.trim().parse(), time.trim().parse()) {
+    // The prompt may stand where the bracket before the time was.
+    let time =
+        exits.split(']').next().and_then(|start| start.split([' ', '[']).next_back()).unwrap_or_default();
+    match (count.trim().parse(), time.parse()) {
         (Ok(count), Ok(time)) => Ok((count, time)),
         _ => Err(Error::failed(exits)),
     }
