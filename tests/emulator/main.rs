@@ -42,7 +42,7 @@ use xtask::suite::{Case, Selection, run_cases};
 fn cases(selection: &Selection) -> Vec<Case<Lab>> {
     let mut cases = vec![
         Case::new("emulator/memtest86+", other_guests::memtest),
-        // Fails where QEMU 7.2 saves its host's state as the guest's that starts again, for a reason not found yet.
+        // Beside other tests the guest that starts again has crashed with the host's state for its own; why is not known.
         Case::new("emulator/six-guests", six_guests::six_guests).long(),
         Case::new("emulator/shares/sixteen-cpus", shares::sixteen_cpus),
         Case::new("emulator/shares/admission", shares::admission),
