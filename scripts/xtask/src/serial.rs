@@ -12,6 +12,10 @@ use crate::error::{Error, Result};
 /// How long an unfinished line must stay as it is before patterns are held against it: a prompt never ends.
 const SETTLED: Duration = Duration::from_millis(150);
 
+/// What ends a line that others take the place of, as the management prompt makes way for what guests say: back to the
+/// line's beginning, and all of it erased (ECMA-48 EL).
+const ERASE: &[u8] = b"\r\x1b[2K";
+
 /// Everything received so far, and whether more can come.
 #[derive(Debug, Default)]
 struct Received {
@@ -32,7 +36,7 @@ pub struct Serial {
 pub enum Lines {
     /// Those that have ended: of any other, the rest may be still to come.
     Whole,
-    /// Unfinished ones too, once they stay as they are for a moment.
+    /// Unfinished ones too, once they stay as they are for a moment or have been erased.
     Unfinished,
 }
 
@@ -84,10 +88,10 @@ impl Serial {
         let (received, news) = &*Arc::clone(&self.shared);
         let mut received = lock(received);
         loop {
-            while let Some(end) = received.bytes.iter().skip(self.seen).position(|b| *b == b'\n') {
-                let line = plain(received.bytes.get(self.seen..self.seen + end).unwrap_or_default());
-                self.seen += end + 1;
-                if pattern.is_match(&line) {
+            while let Some((bytes, end)) = first_line(received.bytes.get(self.seen..).unwrap_or_default()) {
+                let line = plain(bytes);
+                self.seen += bytes.len() + end.len();
+                if (end != ERASE || lines == Lines::Unfinished) && pattern.is_match(&line) {
                     return Wait::Matched(String::from_utf8_lossy(&line).into_owned());
                 }
             }
@@ -147,6 +151,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The first line of `bytes` that has ended or was erased, and what ended it.
+fn first_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let ended = |rest: &[u8]| rest.first() == Some(&b'\n') || rest.starts_with(ERASE);
+    let at = (0..bytes.len()).find(|at| bytes.get(*at..).is_some_and(ended))?;
+    let (line, rest) = bytes.split_at(at);
+    Some((line, if rest.starts_with(ERASE) { ERASE } else { b"\n" }))
+}
+
 /// The bytes without ESC sequences (ECMA-48 CSI and two-byte ones) and carriage returns.
 fn plain(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());
@@ -196,6 +208,21 @@ mod tests {
         let (mut guest, mut serial) = console();
         guest.write_all(b"booting\r\n\x1b[1m~ # \x1b[6n").expect("written");
         assert_eq!(wait(&mut serial, "^~ # $", SOON), Wait::Matched("~ # ".to_owned()));
+    }
+
+    #[test]
+    fn a_prompt_that_never_stays_matches_and_what_took_its_place_is_a_line() {
+        let (mut guest, mut serial) = console();
+        let beat = |guest: &mut UnixStream| {
+            guest.write_all(b"peerboot> \r\x1b[2K[1.5] one: beat\r\npeerboot> ").expect("written");
+        };
+        beat(&mut guest);
+        beat(&mut guest);
+        assert_eq!(wait(&mut serial, "peerboot> $", SOON), Wait::Matched("peerboot> ".to_owned()));
+        let said = pattern("^.1.5. one|peerboot").expect("a pattern");
+        assert_eq!(serial.wait(&said, Lines::Whole, SOON), Wait::Matched("[1.5] one: beat".to_owned()));
+        assert_eq!(serial.wait(&said, Lines::Whole, SOON), Wait::Matched("[1.5] one: beat".to_owned()));
+        assert_eq!(serial.wait(&said, Lines::Whole, 3 * SETTLED), Wait::TimedOut);
     }
 
     #[test]
