@@ -175,7 +175,7 @@ impl Inner {
         let failed = state & (status::ERROR | status::FAULT) != 0;
         let damaged = error::CRC | error::ABORTED;
         if failed && self.ports.error() & damaged == damaged {
-            self.queue.retry(0);
+            self.queue.retry(0, BlockError::Failed);
         } else if failed || master & bus_master::ERROR != 0 {
             self.queue.end(0, Err(BlockError::Failed));
         } else if moves && master & bus_master::ACTIVE != 0 || state & status::DATA_REQUEST != 0 {

@@ -98,7 +98,7 @@ impl Io {
                 0 => {
                     self.queue.end(slot, Ok(()));
                 }
-                status if status & DO_NOT_RETRY == 0 => self.queue.retry(slot),
+                status if status & DO_NOT_RETRY == 0 => self.queue.retry(slot, error(status)),
                 status => {
                     self.queue.end(slot, Err(error(status)));
                 }

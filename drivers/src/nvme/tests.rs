@@ -163,6 +163,10 @@ fn a_status_is_an_error_of_its_request_only() {
     set.fake.state.lock().faults.extend([Fault::Status(0x22); 3]);
     assert_eq!(set.reads(), Err(BlockError::Failed));
     assert_eq!(set.reads(), Ok(()));
+    // What the last of them said is what the request comes to.
+    set.fake.state.lock().faults.extend([Fault::Status(0x22), Fault::Status(0x22), Fault::Status(0x20)]);
+    assert_eq!(set.reads(), Err(BlockError::ReadOnly));
+    assert_eq!(set.reads(), Ok(()));
 }
 
 #[test]

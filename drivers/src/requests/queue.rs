@@ -154,12 +154,12 @@ impl Queue {
         true
     }
 
-    /// The slot's command was cut off, and is tried again; after too many tries it has failed. Where not all commands
-    /// overlap it is then alone, so that it is seen which one fails.
-    pub fn retry(&mut self, slot: usize) {
+    /// The slot's command did not get through, and is tried again; after too many tries it has failed with `error`.
+    /// Where not all commands overlap it is then alone, so that it is seen which one fails.
+    pub fn retry(&mut self, slot: usize, error: BlockError) {
         let Some(mut command) = self.take(slot) else { return };
         if command.tries == AGAIN {
-            return self.settle(command, Err(BlockError::Failed));
+            return self.settle(command, Err(error));
         }
         command.tries = command.tries.saturating_add(1);
         command.alone = command.unit.overlap != Overlap::All;
@@ -181,7 +181,7 @@ impl Queue {
             if self.deadlines.get(slot).is_some_and(|deadline| *deadline <= now) {
                 self.end(slot, Err(BlockError::TimedOut));
             } else {
-                self.retry(slot);
+                self.retry(slot, BlockError::Failed);
             }
         }
     }
