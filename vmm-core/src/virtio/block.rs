@@ -11,6 +11,7 @@ use crate::requests::{MOST, Requests};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use core::task::Waker;
 use storage::{BlockDevice, BlockError, Buffer, Geometry, Reply, pause};
 
@@ -90,8 +91,8 @@ pub struct Block {
     config: [u8; CONFIG_BYTES],
     queues: Vec<u16>,
     requests: Requests<Asked, Result<(), BlockError>>,
-    /// How many buffers the requests under way have.
-    segments: usize,
+    /// How many buffers the requests under way have, those included that nobody waits for any more.
+    segments: Arc<AtomicUsize>,
     /// Requests may wait in queues that nobody will tell of.
     left_waiting: bool,
     /// Which queue is looked at first when several may have requests.
@@ -105,7 +106,25 @@ struct Asked {
     status: GuestPhys,
     /// How many bytes are written when it succeeds, the status included.
     written: u32,
+}
+
+/// A request's buffers, counted until it is gone.
+struct Counted {
+    all: Arc<AtomicUsize>,
     segments: usize,
+}
+
+impl Counted {
+    fn new(all: &Arc<AtomicUsize>, segments: usize) -> Self {
+        all.fetch_add(segments, Ordering::Relaxed);
+        Self { all: Arc::clone(all), segments }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.segments, Ordering::Relaxed);
+    }
 }
 
 /// What is to be done at the storage.
@@ -145,7 +164,7 @@ impl Block {
             config: configuration(&geometry, queues),
             queues: alloc::vec![QUEUE_SIZE; queues],
             requests: Requests::new(MOST, Waker::noop().clone()),
-            segments: 0,
+            segments: Arc::default(),
             left_waiting: false,
             first: 0,
         };
@@ -172,7 +191,8 @@ impl Block {
     /// Takes requests from `queue` for as long as there are any and room for them.
     fn take(&mut self, queue: u16, queues: &mut Queues) {
         loop {
-            if self.requests.is_full() || self.segments >= MANY_SEGMENTS || queues.is_spent() {
+            let many = self.segments.load(Ordering::Relaxed) >= MANY_SEGMENTS;
+            if self.requests.is_full() || many || queues.is_spent() {
                 // Whatever ends has us look again, and so has who served enough.
                 self.left_waiting = true;
                 return;
@@ -199,7 +219,7 @@ impl Block {
         }
         let value = u128::from_le_bytes(header);
         let (kind, sector) = (value as u32, (value >> 64) as u64);
-        let mut asked = Asked { queue, token, status, written: 1, segments };
+        let mut asked = Asked { queue, token, status, written: 1 };
         let work = match self.judge(kind, sector, &readable, &data, queues.memory()) {
             Verdict::Work(work) => work,
             Verdict::Done(written) => {
@@ -212,9 +232,13 @@ impl Block {
             asked.written = (into.len() as u32).saturating_add(1);
         }
         let work = carry_out(Arc::clone(&self.storage), work, self.writes_through());
-        match self.requests.start(asked, work) {
-            Some((asked, result)) => answer_with(&asked, status_of(result), queues),
-            None => self.segments = self.segments.saturating_add(segments),
+        let counted = Counted::new(&self.segments, segments);
+        let work = async move {
+            let _counted = counted;
+            work.await
+        };
+        if let Some((asked, result)) = self.requests.start(asked, work) {
+            answer_with(&asked, status_of(result), queues);
         }
     }
 
@@ -397,7 +421,6 @@ impl Device for Block {
 
     fn serve(&mut self, notified: Option<u16>, queues: &mut Queues, _ctx: &mut Context) {
         while let Some((asked, result)) = self.requests.take_ended() {
-            self.segments = self.segments.saturating_sub(asked.segments);
             answer_with(&asked, status_of(result), queues);
         }
         if core::mem::take(&mut self.left_waiting) {
@@ -414,14 +437,11 @@ impl Device for Block {
 
     fn reset(&mut self) {
         self.requests.forget();
-        (self.features, self.segments, self.left_waiting) = (0, 0, false);
+        (self.features, self.left_waiting) = (0, false);
         self.set_write_back(self.write_back);
     }
 
     fn reset_queue(&mut self, queue: u16) {
-        let freed: usize =
-            self.requests.iter().filter(|asked| asked.queue == queue).map(|asked| asked.segments).sum();
-        self.segments = self.segments.saturating_sub(freed);
         self.requests.forget_where(|asked| asked.queue == queue);
     }
 

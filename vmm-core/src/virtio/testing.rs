@@ -76,31 +76,40 @@ impl Driver {
         if wanted > self.free() {
             return None;
         }
-        let own: Vec<u16> = self.free_descriptors.split_off(self.free() - wanted);
-        let id = own[0];
-        let ranges = if indirect {
-            assert!(ranges.len() as u64 <= TABLE_DESCRIPTORS);
-            let table = self.tables + u64::from(id) * TABLE_DESCRIPTORS * 16;
-            for (n, ((address, len), flags)) in ranges.iter().enumerate() {
-                let last = n + 1 == ranges.len();
-                let here = table + n as u64 * 16;
-                if self.features.packed {
-                    self.write(here, *address, *len, 0xdead, *flags);
-                } else {
-                    self.write(here, *address, *len, flags | u16::from(!last), n as u16 + 1);
-                }
+        if !indirect {
+            return Some(self.publish(&ranges));
+        }
+        assert!(ranges.len() as u64 <= TABLE_DESCRIPTORS);
+        let next = self.free_descriptors.last().copied()?;
+        let table = self.tables + u64::from(next) * TABLE_DESCRIPTORS * 16;
+        for (n, ((address, len), flags)) in ranges.iter().enumerate() {
+            let last = n + 1 == ranges.len();
+            let here = table + n as u64 * 16;
+            if self.features.packed {
+                self.write(here, *address, *len, 0xdead, *flags);
+            } else {
+                self.write(here, *address, *len, flags | u16::from(!last), n as u16 + 1);
             }
-            vec![((table, ranges.len() as u32 * 16), 4)]
-        } else {
-            ranges
-        };
+        }
+        self.offer_table((table, ranges.len() as u32 * 16))
+    }
+
+    /// Makes the buffer of an indirect table available that lies there; says its ID. `None` when there is no room.
+    pub fn offer_table(&mut self, table: Range) -> Option<u16> {
+        (self.free() > 0).then(|| self.publish(&[(table, 4)]))
+    }
+
+    /// Puts these descriptors, for which there is room, into the ring; says the buffer's ID.
+    fn publish(&mut self, ranges: &[(Range, u16)]) -> u16 {
+        let own: Vec<u16> = self.free_descriptors.split_off(self.free() - ranges.len());
+        let id = own[0];
         if self.features.packed {
-            self.offer_packed(id, &ranges)
+            self.offer_packed(id, ranges)
         } else {
-            self.offer_split(&own, &ranges)
+            self.offer_split(&own, ranges)
         }
         self.chains.insert(id, own);
-        Some(id)
+        id
     }
 
     fn offer_split(&mut self, own: &[u16], ranges: &[(Range, u16)]) {

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 const ALL: u64 = feature::FLUSH | feature::CONFIG_WCE | feature::DISCARD | feature::WRITE_ZEROES;
 const PACKED: u64 = 1 << 34;
 const RING_RESET: u64 = 1 << 40;
+const INDIRECT: u64 = 1 << 28;
 /// Where headers, status bytes and data go.
 const HEADERS: u64 = 0x100;
 const STATUSES: u64 = 0x800;
@@ -369,6 +370,47 @@ fn one_queue_is_reset_alone() {
     guest.disk.end(0);
     guest.function.poll();
     assert!(second.take().is_some());
+}
+
+#[test]
+fn what_a_reset_queue_asked_for_counts_until_it_has_ended() {
+    let ring = RingFeatures { indirect: true, ..RingFeatures::default() };
+    let mut guest = Guest::with_queues(Disk::new(512, 128), ALL | RING_RESET | INDIRECT, 3);
+    let mut enable =
+        |n: u16| guest.function.enable_queue(n, RINGS + u64::from(n) * 0x1_0000, QUEUE_SIZE, ring);
+    let mut queues = [enable(1), enable(2)];
+    // A read into as many buffers as there may be, from a table that all requests share.
+    let (table, last) = (RINGS + 0x3_0000, u64::from(MOST_SEGMENTS) + 1);
+    for n in 0..=last {
+        let (address, len, flags) = match n {
+            0 => (HEADERS, 16, 1),
+            n if n == last => (STATUSES, 1, 2),
+            _ => (DATA, 512, 3_u64),
+        };
+        guest.function.memory.write_u64(at(table + n * 16), address).unwrap();
+        guest.function.memory.write_u64(at(table + n * 16 + 8), len | flags << 32 | (n + 1) << 48).unwrap();
+    }
+    guest.function.memory.fill(at(HEADERS), 16, 0).unwrap();
+    guest.disk.hold();
+    let most = MANY_SEGMENTS.div_ceil(MOST_SEGMENTS as usize + 2);
+    for (n, queue) in (1..).zip(&mut queues) {
+        (0..most).for_each(|_| assert!(queue.offer_table((table, (last as u32 + 1) * 16)).is_some()));
+        guest.function.notify(n);
+        assert_eq!(guest.disk.held(), most);
+        if n == 1 {
+            guest.function.write(COMMON + 0x16, Width::Word, 1);
+            guest.function.write(COMMON + 0x3a, Width::Word, 1);
+        }
+    }
+    for left in (0..most).rev() {
+        guest.disk.end(0);
+        guest.function.poll();
+        assert_eq!(guest.disk.held(), most, "one of the other queue's for each that ends, {left} are left");
+    }
+    assert!(queues[0].take().is_none() && queues[1].take().is_none());
+    (0..most).for_each(|_| guest.disk.end(0));
+    guest.function.poll();
+    assert_eq!(core::iter::from_fn(|| queues[1].take()).count(), most);
 }
 
 #[test]
