@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use xtask::cbfs::Cbfs;
 use xtask::command;
-use xtask::cpio::Archive;
 use xtask::error::{Error, Result};
 use xtask::guests;
 use xtask::machine::{Bus, Disk, Emulator, Firmware, Machine, Spec};
@@ -72,20 +71,9 @@ impl Lab {
     /// `/lib`.
     pub fn initramfs_with(&self, modules: &[&str]) -> Result<Vec<u8>> {
         let kernel = guests::cloud_kernel(&self.project)?;
-        let version = kernel.file_name().and_then(|name| name.to_str()?.strip_prefix("vmlinuz-"));
-        let tree = kernel.parent().and_then(Path::parent);
-        let (Some(version), Some(tree)) = (version, tree) else {
-            return Err(Error::failed(format!("{} does not name its version", kernel.display())));
-        };
-        let drivers = tree.join("lib/modules").join(version).join("kernel/drivers");
-        let mut archive = Archive::new();
-        archive.directory("lib");
-        for module in modules {
-            let name = module.rsplit('/').next().unwrap_or(module);
-            archive.file(&format!("lib/{name}"), 0o644, &read(&drivers.join(module))?);
-        }
-        // Linux unpacks archives one behind the other; what is compressed comes last.
-        Ok([archive.finish(), read(&guests::initramfs(&self.project)?)?].concat())
+        let modules: Vec<String> = modules.iter().map(|module| format!("drivers/{module}")).collect();
+        let modules: Vec<&str> = modules.iter().map(String::as_str).collect();
+        guests::initramfs_with(&self.project, &kernel, &modules, &[])
     }
 
     /// A ROM for an emulator with this manifest, and none of the files that it names, for one test to fill.

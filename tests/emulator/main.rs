@@ -85,6 +85,8 @@ fn cases(selection: &Selection) -> Vec<Case<Lab>> {
         Case::new("emulator/small-machine", bad_input::small_machine),
         Case::new("emulator/figures/boot-time", figures::boot_time),
         Case::new("emulator/figures/exit-cost", figures::exit_cost),
+        Case::new("emulator/figures/disk-read", figures::disk_read),
+        Case::new("emulator/figures/disk-exits", figures::disk_exits),
         Case::new("emulator/stage-hand-over", stage::payload_entry_is_as_coreboot_leaves_it),
         Case::new("emulator/stage-refusals", stage::unbootable_roms_are_explained),
         Case::new("emulator/cores/all-run", cores::all_run),

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::figures::disks::{self, Place, Request, Sharing};
 use crate::figures::{
     self, Boot, Cost, Footprint, Lateness, Milestone, PROCESSORS, Parallel, Processor, Rate, Share, milestone,
 };
@@ -17,7 +18,8 @@ use crate::project::Project;
 /// The options of `scripts/bench`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Measure only what has one of these in its name: boot, exits, parallel, rates, shares, wake-ups, memory
+    /// Measure only what has one of these in its name: boot, exits, parallel, rates, shares, wake-ups, memory,
+    /// disks
     filter: Vec<String>,
     /// Write the figures as JSON to this file
     #[arg(long, value_name = "FILE", default_value = "build/bench/figures.json")]
@@ -28,7 +30,7 @@ pub struct Options {
 type Part = fn(&Project) -> Result<Value>;
 
 /// All parts by their names.
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("boot", boot),
     ("exits", exits),
     ("parallel", parallel),
@@ -36,6 +38,7 @@ const PARTS: [(&str, Part); 7] = [
     ("shares", shares),
     ("wake-ups", wake_ups),
     ("memory", memory),
+    ("disks", disks),
 ];
 
 /// Measures, prints tables and writes the JSON.
@@ -165,6 +168,57 @@ fn memory(project: &Project) -> Result<Value> {
     row("with one guest", &[first.to_string()]);
     row("each further guest", &[each.to_string()]);
     Ok(json!({ "KiB with one guest": first, "KiB for each further guest": each }))
+}
+
+fn disks(project: &Project) -> Result<Value> {
+    let groups: [(&str, &[Place]); 4] = [
+        ("bare QEMU", &disks::BARE),
+        ("virtio guest", &disks::VIRTIO),
+        ("NVMe guest", &disks::NVME),
+        ("virtio guest on NVMe", &disks::FORMATS),
+    ];
+    let mut all = Map::new();
+    for (group, places) in groups {
+        let measure = |place: &Place| disks::requests(project, place, &disks::PATTERNS);
+        let columns = places.iter().map(measure).collect::<Result<Vec<_>>>()?;
+        let names: Vec<&str> = places.iter().map(|place| place.name).collect();
+        heading(&format!("{group}: each (exits)"), &names);
+        for (number, pattern) in disks::PATTERNS.iter().enumerate() {
+            row(
+                pattern.name,
+                &columns.iter().filter_map(|column| column.get(number)).map(request).collect::<Vec<_>>(),
+            );
+        }
+        let column = |requests: &Vec<Request>| -> Value {
+            let request = |Request { pattern, instructions, exits }: &Request| {
+                let figures = json!({
+                    "instructions": instructions,
+                    "exits in 100": exits.all,
+                    "interrupt windows in 100": exits.windows
+                });
+                (pattern.name.to_owned(), figures)
+            };
+            requests.iter().map(request).collect::<Map<_, _>>().into()
+        };
+        let places: Map<String, Value> =
+            names.into_iter().map(str::to_owned).zip(columns.iter().map(column)).collect();
+        all.insert(group.to_owned(), places.into());
+    }
+    let sharing = disks::sharing(project)?;
+    heading("2 guests, random read, 32 deep", &["first, 1/s", "second, 1/s", "a disk, 1/s"]);
+    for Sharing { disks, rates } in sharing {
+        row(disks, &[rates[0], rates[1], disks::PACE].map(|rate| rate.to_string()));
+        all.insert(format!("2 guests, {disks}, requests a second"), json!(rates));
+    }
+    Ok(all.into())
+}
+
+/// A request's instructions, with its exits in parentheses where there can be any.
+fn request(request: &Request) -> String {
+    match request.exits.all {
+        0 => request.instructions.to_string(),
+        exits => format!("{} ({}.{:02})", request.instructions, exits / 100, exits % 100),
+    }
 }
 
 /// Prints the first line of a table.

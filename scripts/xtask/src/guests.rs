@@ -88,6 +88,38 @@ pub fn initramfs(project: &Project) -> Result<PathBuf> {
     Ok(packed)
 }
 
+/// The example's initramfs, uncompressed files in front of it: Debian's modules, by their paths among those of this
+/// kernel of [`cloud_kernel`] or [`full_kernel`], in `/lib`, and programs in `/bin`.
+///
+/// # Errors
+/// Something of it is not there.
+pub fn initramfs_with(
+    project: &Project,
+    kernel: &Path,
+    modules: &[&str],
+    programs: &[PathBuf],
+) -> Result<Vec<u8>> {
+    let version = kernel.file_name().and_then(|name| name.to_str()?.strip_prefix("vmlinuz-"));
+    let tree = kernel.parent().and_then(Path::parent);
+    let (Some(version), Some(tree)) = (version, tree) else {
+        return Err(Error::failed(format!("{} does not name its version", kernel.display())));
+    };
+    let read = |path: &Path| fs::read(path).map_err(|e| Error::file("read", path, &e));
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let own = tree.join("lib/modules").join(version).join("kernel");
+    let mut archive = Archive::new();
+    archive.directory("lib");
+    archive.directory("bin");
+    for module in modules.iter().map(|module| own.join(module)) {
+        archive.file(&format!("lib/{}", name(&module)), 0o644, &read(&module)?);
+    }
+    for program in programs {
+        archive.file(&format!("bin/{}", name(program)), 0o755, &read(program)?);
+    }
+    // Linux unpacks archives one behind the other; what is compressed comes last.
+    Ok([archive.finish(), read(&initramfs(project)?)?].concat())
+}
+
 /// The names of the tiny test guests in tests/guests.
 ///
 /// # Errors
@@ -117,6 +149,14 @@ pub fn clock(project: &Project) -> Result<PathBuf> {
 /// There is no compiler, or it finds fault.
 pub fn disk(project: &Project) -> Result<PathBuf> {
     app(project, "disk")
+}
+
+/// Builds the program for Linux that asks a disk for blocks.
+///
+/// # Errors
+/// There is no compiler, or it finds fault.
+pub fn requests(project: &Project) -> Result<PathBuf> {
+    app(project, "requests")
 }
 
 fn app(project: &Project, name: &str) -> Result<PathBuf> {

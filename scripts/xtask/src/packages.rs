@@ -34,6 +34,9 @@ pub const ROM_TOOLS: &[Tool] = &[
 /// The emulator.
 pub const QEMU: Tool = tool("qemu-system-x86_64", "qemu-system-x86");
 
+/// The program that makes disk images.
+pub const QEMU_IMG: Tool = tool("qemu-img", "qemu-utils");
+
 /// The emulator with VT-x.
 pub const BOCHS: &str = "bochs";
 /// What it comes in, without what it needs to draw on a desktop.
@@ -48,7 +51,7 @@ pub const TEST_TOOLS: &[Tool] = &[
     tool("cpio", "cpio"),
     tool("iasl", "acpica-tools"),
     tool("sfdisk", "fdisk"),
-    tool("qemu-img", "qemu-utils"),
+    QEMU_IMG,
     tool("mke2fs", "e2fsprogs"),
     tool("mkfs.vfat", "dosfstools"),
     tool("mcopy", "mtools"),

@@ -22,8 +22,16 @@ use crate::suite::{Outcome, Selection, Tally, hint, print};
 use crate::toolchain::Toolchain;
 
 /// The crates that run without an operating system: built and linted for their own target, tested in emulators.
-const FREESTANDING: [&str; 7] =
-    ["payload", "emulation-stage", "guest-runtime", "test-guests", "clock", "disk", "hostile-guests"];
+const FREESTANDING: [&str; 8] = [
+    "payload",
+    "emulation-stage",
+    "guest-runtime",
+    "test-guests",
+    "clock",
+    "disk",
+    "hostile-guests",
+    "requests",
+];
 
 /// The payload: freestanding, but what it decides without hardware is tested on the host.
 const PAYLOAD: &str = "payload";

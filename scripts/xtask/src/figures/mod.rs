@@ -2,6 +2,7 @@
 //! their number, and every run gives the same.
 
 mod boot;
+pub mod disks;
 mod exits;
 mod guests;
 mod memory;
