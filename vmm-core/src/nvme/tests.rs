@@ -302,7 +302,7 @@ fn it_tells_what_it_is() {
     assert_eq!(identify(&mut driver, 1, 0), Ok(0));
     assert_eq!(&driver.data(4), b"S3                  ");
     assert_eq!(&driver.data(24), b"Peerboot disk                           ");
-    assert_eq!(driver.data(77), [6], "256 KiB at a time");
+    assert_eq!(driver.data(77), [7], "512 KiB at a time");
     assert_eq!(driver.data(512), [0x66, 0x44, 0, 0, 1, 0, 0, 0, 0b1100, 0]);
     assert_eq!(driver.data(525), [7]);
     assert_eq!(&driver.data(768), b"nqn.2014.08.org.nvmexpress:12340002S3    ");
@@ -432,7 +432,7 @@ fn every_command_does_what_it_says() {
     assert_eq!(run(2, 1, [9999, 0, 0, 0], &[Asked::Read(9999 * 512, 512)]), Ok(0));
     assert_eq!(run(2, 1, [9999, 0, 1, 0], &[]), Err(0x80));
     assert_eq!(run(2, 1, [u32::MAX, u32::MAX, 0, 0], &[]), Err(0x80));
-    assert_eq!(run(2, 1, [0, 0, 513, 0], &[]), Err(2), "more than 256 KiB");
+    assert_eq!(run(2, 1, [0, 0, 1025, 0], &[]), Err(2), "more than 512 KiB");
     assert_eq!(run(5, 1, [0; 4], &[]), Err(1));
 
     let range = |blocks: u32, first: u64| u128::from(first) << 64 | u128::from(blocks) << 32;
