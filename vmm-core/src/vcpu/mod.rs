@@ -27,7 +27,7 @@ const KVM_ENOSYS: u64 = 1000_u64.wrapping_neg();
 
 /// After so many exits the host's interrupts are let in although none of them was for one: an event that is delivered at
 /// an entry, and what its delivery raises, come before them, and can be the next exit without end.
-const EXITS_IN_A_ROW: u32 = 8192;
+const EXITS_IN_A_ROW: u32 = 1024;
 
 /// Why a virtual CPU came back from its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,7 +256,7 @@ impl Vcpu {
     }
 
     /// A string instruction has come as far as its registers say: interrupts, and a single-step trap, are taken
-    /// before it goes on. It may have taken as long as thousands of other exits.
+    /// before it goes on. It may have taken as long as a thousand other exits.
     fn pause_string(&mut self) {
         self.exits_left = 0;
         let registers = self.cpu.registers();

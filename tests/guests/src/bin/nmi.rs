@@ -23,7 +23,7 @@ static NESTED: AtomicU64 = AtomicU64::new(0);
 static INSIDE: AtomicU64 = AtomicU64::new(0);
 static RIP: AtomicU64 = AtomicU64::new(0);
 
-fn main(_: &runtime::Machine) {
+fn main(machine: &runtime::Machine) {
     apic::enable();
     handle(NMI, on_nmi);
     with_interrupts_off();
@@ -32,7 +32,12 @@ fn main(_: &runtime::Machine) {
     not_behind_stack_switch();
     before_interrupts();
     ends_halt();
+    if machine.command_line().ends_with("interrupts-off") {
+        at_any_moment();
+    }
+    cpu::enable_interrupts();
     at_any_moment();
+    io_apic::mask(pit::PIN);
 }
 
 fn on_nmi(frame: &mut Frame) {
@@ -159,23 +164,27 @@ fn ends_halt() {
         });
         assert!(came > 0, "HLT with interrupts off ended without an NMI");
     }
+    // The last of them may still be on its way.
+    io_apic::mask(pit::PIN);
     pit::start_once(1);
-    cpu::work();
+    while !pit::output() {}
+    io_apic::redirect(pit::PIN, apic::NMI);
 }
 
-/// At moments of their own, into code that never exits.
+/// At moments of their own, into code that never exits: none before its time.
 fn at_any_moment() {
     for round in 0..20 {
         let stopwatch = Stopwatch::start();
         while stopwatch.micros() < 1000 {}
-        let before = count(NMI);
-        pit::start_once(200 + round * 17);
+        let (before, ticks, started) = (count(NMI), 200 + round * 17, Stopwatch::start());
+        pit::start_once(ticks);
         let mut spins = 0_u64;
         while count(NMI) == before {
             cpu::work();
             spins += 1;
             assert!(!spins.is_multiple_of(100_000) || stopwatch.micros() < 2_000_000, "no NMI from the PIT");
         }
+        let (passed, due) = (started.micros(), u64::from(ticks) * 1_000_000 / u64::from(pit::HERTZ));
+        assert!(passed + 1 >= due, "the PIT's NMI came after {passed} of {due} us");
     }
-    io_apic::mask(pit::PIN);
 }
