@@ -1,7 +1,7 @@
 //! Page tables that loop or lie elsewhere, and code where there is none.
 
 use core::arch::asm;
-use runtime::interrupts::{GateKind, catch, set_gate};
+use runtime::interrupts::{self, GateKind, catch, set_gate};
 use runtime::memory::{self, LARGE_PAGE};
 use runtime::{Machine, apic, cpu, io_apic};
 
@@ -56,6 +56,8 @@ fn physical_mask() -> u64 {
 pub fn pae(_: &Machine, _: &str) {
     // Bits 1, 2 and 5 to 8 of a pointer are reserved.
     (0..4).for_each(|slot| memory::write(PAGE + slot * 8, PAGE | 0x1e7));
+    // 32-bit code would find pieces of 64-bit gates, and handlers that are not its own.
+    interrupts::load(0, 0);
     // SAFETY: nothing is left to come back to: 32-bit code, paging off, long mode off, paging on with these.
     unsafe {
         asm!(
