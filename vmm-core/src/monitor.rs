@@ -314,7 +314,10 @@ impl Monitor {
                 }
                 None => {
                     let deadline = shared.next_event(number);
+                    // What this core has woken may be for others alone.
+                    let helper = shared.scheduler.helper(number);
                     drop(shared);
+                    self.call(helper);
                     self.host.arm_timer(deadline);
                     self.host.wait_for_interrupt();
                 }
@@ -392,12 +395,9 @@ impl Monitor {
         if !ended {
             shared.keep(task, vcpu);
             // Another core may go on with it meanwhile.
-            let other = if busy && !halted { shared.scheduler.core_for(task, now) } else { None };
+            let other = if busy && !halted { shared.scheduler.helper(self.host.core()) } else { None };
             drop(shared);
-            if let Some(other) = other.filter(|other| *other != self.host.core()) {
-                self.host.interrupt_core(other);
-            }
-            return;
+            return self.call(other);
         }
         shared.scheduler.remove(task);
         let last = shared.places.get_mut(guest.number()).and_then(|place| {
@@ -480,7 +480,9 @@ impl Monitor {
         let (mut shared, now) = (self.shared.lock(), self.host.now());
         let Some(place) = shared.places.get_mut(number) else { return };
         place.cycle.died(end, action, now);
-        let restarts_now = place.cycle.restart_at() == Some(now);
+        // Building takes long: the boot core does it where this one has a virtual CPU at hand.
+        let restarts_now =
+            place.cycle.restart_at() == Some(now) && !shared.scheduler.is_running(self.host.core());
         self.housework.set_due(shared.moments());
         drop(shared);
         if restarts_now {
@@ -797,7 +799,7 @@ impl Shared {
 
     /// When `core` must look up from what it does: a slice ends, a virtual CPU of its wakes by itself, or a
     /// restart or a look is due, which is the boot core's to do.
-    fn next_event(&self, core: usize) -> Option<Instant> {
+    fn next_event(&mut self, core: usize) -> Option<Instant> {
         let due = self.moments().min().filter(|_| core == 0);
         let wake = self.scheduler.next_deadline(core);
         earlier(self.scheduler.slice_end(core), earlier(wake, due))

@@ -6,6 +6,10 @@
 //! all cores: a core without work takes whatever may run on it. Where nobody else wants a core there is no
 //! slice, and so no timer interrupt for scheduling.
 //!
+//! A task that had a core to itself may be far ahead of others, who were fewer to a core or have more weight. It does
+//! not wait for them to come up: who has waited for longer than its share ever makes it wait is next, level with the
+//! one whose turn it would be.
+//!
 //! Tasks belong to an owner (a guest), whose [`Share`] says what its tasks together may have: cores of its own, or
 //! at most so much time of all cores.
 //!
@@ -152,6 +156,8 @@ enum State {
     Running {
         core: usize,
         since: Instant,
+        /// Whether its core looks up when its slice is over.
+        sliced: bool,
     },
 }
 
@@ -179,6 +185,8 @@ pub struct Scheduler {
     tasks: Vec<Option<Task>>,
     owners: Vec<Owner>,
     cores: usize,
+    /// The cores that have long work to do before they look for a task again: a bit for each.
+    away: [u64; 4],
     /// The least virtual time of those that run or are ready; never goes back.
     floor: u64,
 }
@@ -186,7 +194,7 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler for `cores` cores without tasks.
     pub const fn new(cores: usize) -> Self {
-        Self { tasks: Vec::new(), owners: Vec::new(), cores, floor: 0 }
+        Self { tasks: Vec::new(), owners: Vec::new(), cores, away: [0; 4], floor: 0 }
     }
 
     /// A new owner. Whether or not it can have its share, it has a number; without its share, its tasks never run.
@@ -240,7 +248,7 @@ impl Scheduler {
             owner,
             weight: self.owners.get(owner).map_or(1, Owner::weight),
             virtual_time: self.floor,
-            home: 0,
+            home: (0..self.cores).find(|core| self.owner_allows(owner, *core)).unwrap_or(0),
             state: State::Ready { since: now },
         };
         match self.tasks.iter().position(Option::is_none) {
@@ -264,13 +272,17 @@ impl Scheduler {
         }
     }
 
-    /// Picks what `core` runs next: the ready task allowed there that is furthest behind.
+    /// Picks what `core` runs next: the ready task allowed there that is furthest behind, or has waited too long.
     pub fn pick(&mut self, core: usize, now: Instant) -> Option<Choice> {
+        self.set_away(core, false);
         self.wake_due(core, now);
-        let id = self.best_ready(core)?;
+        let best = self.best_ready(core)?;
+        let id = self.overdue(core, now).unwrap_or(best);
+        let level = self.tasks.get(best)?.as_ref()?.virtual_time;
         let task = self.task(id)?;
         let State::Ready { since } = task.state else { return None };
-        task.state = State::Running { core, since: now };
+        task.virtual_time = task.virtual_time.min(level);
+        task.state = State::Running { core, since: now, sliced: false };
         task.home = core;
         let owner = task.owner;
         if let Some(allowance) = self.allowance(owner) {
@@ -279,24 +291,33 @@ impl Scheduler {
         Some(Choice { task: id, waited: now.nanos_since(since) })
     }
 
-    /// A core other than `this` that has nothing to do and may run a task which waits: it does not know yet.
+    /// A core other than `this` that may run a task which waits, and does not know yet: it has nothing to do, or runs
+    /// another for as long as nobody else wants the core.
     pub fn helper(&self, this: usize) -> Option<usize> {
-        let running = self.tasks.iter().flatten().filter(|task| matches!(task.state, State::Running { .. }));
-        if running.count() >= self.cores || !self.tasks.iter().flatten().any(|task| self.waits(task)) {
+        if !self.tasks.iter().flatten().any(|task| self.waits(task)) {
             return None;
         }
-        (0..self.cores).find(|core| {
-            *core != this && self.running_on(*core).is_none() && self.best_ready(*core).is_some()
-        })
+        let others = || (0..self.cores).filter(|core| *core != this);
+        let takes = |core: &usize| self.best_ready(*core).is_some();
+        let runs_on = |core: &usize| {
+            let task = self.running_on(*core).and_then(|id| self.tasks.get(id)?.as_ref());
+            task.is_some_and(|task| matches!(task.state, State::Running { sliced: false, .. }))
+        };
+        let idle = others().find(|core| self.is_idle(*core) && takes(core));
+        idle.or_else(|| others().find(|core| runs_on(core) && takes(core)))
     }
 
     /// When the task that runs on `core` since its last pick must be looked at again: because others wait for the
-    /// core, or because it nears its cap. `None` when neither is so.
-    pub fn slice_end(&self, core: usize) -> Option<Instant> {
-        let task = self.running_on(core).and_then(|id| self.tasks.get(id)?.as_ref())?;
-        let State::Running { since, .. } = task.state else { return None };
-        let slice = self.best_ready(core).map(|_| since.plus_nanos(SLICE));
-        let allowance = self.owners.get(task.owner).and_then(|owner| owner.allowance.as_ref());
+    /// core, or because it nears its cap. `None` when neither is so. The core looks then, and is not told of others
+    /// that come to wait.
+    pub fn slice_end(&mut self, core: usize) -> Option<Instant> {
+        let wanted = self.best_ready(core).is_some();
+        let task = self.running_on(core).and_then(|id| self.task(id))?;
+        let State::Running { since, sliced, .. } = &mut task.state else { return None };
+        *sliced = wanted;
+        let slice = wanted.then(|| since.plus_nanos(SLICE));
+        let owner = task.owner;
+        let allowance = self.owners.get(owner).and_then(|owner| owner.allowance.as_ref());
         let cap = allowance.and_then(|allowance| {
             let end = allowance.lasts().map(|nanos| allowance.as_of.plus_nanos(nanos));
             // Where several of its tasks run, others may start or leave meanwhile.
@@ -306,13 +327,18 @@ impl Scheduler {
         earlier(slice, cap)
     }
 
-    /// Makes other cores the home of the blocked tasks whose home is `core`, where they may run elsewhere: this
-    /// one is going to be busy. Gives those cores, which have to look at their deadlines.
+    /// `core` is going to be busy until its next pick: tasks that wait go to others, and others become the home of those
+    /// that sleep or rest, where they may run elsewhere. Gives those cores, which have to look at their deadlines.
     pub fn hand_over(&mut self, core: usize) -> Vec<usize> {
+        self.set_away(core, true);
         let mut heirs = Vec::new();
         for id in 0..self.tasks.len() {
             let heir = self.tasks.get(id).and_then(Option::as_ref).and_then(|task| {
-                let sleeps = matches!(task.state, State::Blocked { deadline: Some(_) });
+                let sleeps = match task.state {
+                    State::Blocked { deadline } => deadline.is_some(),
+                    State::Ready { .. } => self.is_resting(task),
+                    State::Running { .. } => false,
+                };
                 let mut others = (core.saturating_add(1)..self.cores).chain(0..core);
                 others.find(|other| sleeps && task.home == core && self.allows(task, *other))
             });
@@ -322,6 +348,9 @@ impl Scheduler {
                     heirs.push(heir);
                 }
             }
+        }
+        if let Some(helper) = self.helper(core).filter(|helper| !heirs.contains(helper)) {
+            heirs.push(helper);
         }
         heirs
     }
@@ -400,6 +429,11 @@ impl Scheduler {
         }
     }
 
+    /// Whether a task runs on `core`.
+    pub fn is_running(&self, core: usize) -> bool {
+        self.running_on(core).is_some()
+    }
+
     /// Since when a task runs, where it does.
     pub fn running_since(&self, id: TaskId) -> Option<Instant> {
         match self.tasks.get(id)?.as_ref()?.state {
@@ -424,8 +458,24 @@ impl Scheduler {
     }
 
     fn allows(&self, task: &Task, core: usize) -> bool {
-        let affinity = self.owners.get(task.owner).is_some_and(|owner| owner.share.affinity.allows(core));
-        affinity && self.dedicated_to(core).is_none_or(|owner| owner == task.owner)
+        self.owner_allows(task.owner, core)
+    }
+
+    fn owner_allows(&self, owner: OwnerId, core: usize) -> bool {
+        let affinity = self.owners.get(owner).is_some_and(|owner| owner.share.affinity.allows(core));
+        affinity && self.dedicated_to(core).is_none_or(|other| other == owner)
+    }
+
+    /// Whether a core runs nothing, and would at once when it is told to.
+    fn is_idle(&self, core: usize) -> bool {
+        let away = self.away.get(core >> 6).is_some_and(|word| word >> (core & 63) & 1 != 0);
+        !away && self.running_on(core).is_none()
+    }
+
+    fn set_away(&mut self, core: usize, away: bool) {
+        if let Some(word) = self.away.get_mut(core >> 6) {
+            *word = *word & !(1 << (core & 63)) | u64::from(away) << (core & 63);
+        }
     }
 
     /// Until when a task's owner rests, as far as that is known now.
@@ -461,6 +511,29 @@ impl Scheduler {
         ready.min().map(|(_, id)| id)
     }
 
+    /// The task that has waited longest of those that have waited for `core` at least twice as long as their part of it
+    /// alone would have them wait.
+    fn overdue(&self, core: usize, now: Instant) -> Option<TaskId> {
+        const PATIENCE: u64 = 2 * SLICE;
+        let waited = |task: &Task| match task.state {
+            State::Ready { since } if self.waits(task) => now.nanos_since(since),
+            _ => 0,
+        };
+        if !self.tasks.iter().flatten().any(|task| waited(task) > PATIENCE) {
+            return None;
+        }
+        let awake = |task: &Task| matches!(task.state, State::Running { .. }) || self.waits(task);
+        let here = self.tasks.iter().flatten().filter(|task| awake(task) && self.allows(task, core));
+        let weights = here.fold(0_u64, |sum, task| sum.saturating_add(task.weight.into()));
+        let overdue = self.tasks.iter().enumerate().filter_map(|(id, task)| {
+            let task = task.as_ref()?;
+            let turns = weights.div_ceil(u64::from(task.weight.max(1)));
+            let waited = waited(task);
+            (waited > PATIENCE.saturating_mul(turns) && self.allows(task, core)).then_some((waited, id))
+        });
+        overdue.max().map(|(_, id)| id)
+    }
+
     fn wake_due(&mut self, core: usize, now: Instant) {
         self.owners.iter_mut().filter_map(|owner| owner.allowance.as_mut()).for_each(|one| one.settle(now));
         for id in 0..self.tasks.len() {
@@ -489,7 +562,7 @@ impl Scheduler {
     pub fn core_for(&self, id: TaskId, now: Instant) -> Option<usize> {
         let task = self.tasks.get(id)?.as_ref()?;
         let allowed = || (0..self.cores).filter(|core| self.allows(task, *core));
-        let idle = |core: &usize| self.running_on(*core).is_none();
+        let idle = |core: &usize| self.is_idle(*core);
         if let Some(core) =
             allowed().find(|core| *core == task.home && idle(core)).or_else(|| allowed().find(idle))
         {
@@ -790,6 +863,112 @@ mod tests {
         let (first, last) = (scheduler.add(0, at(0)), scheduler.add(7, at(0)));
         assert_eq!(scheduler.core_for(first, at(0)), Some(2));
         assert_eq!(scheduler.core_for(last, at(0)), Some(1));
+    }
+
+    /// Lets the cores of `scheduler` do what the monitor does, until `end`: each looks when its timer is due, or when
+    /// another has called it. How long each task ran, none of which ever sleeps.
+    fn drive(scheduler: &mut Scheduler, tasks: &[TaskId], from: u64, end: u64) -> Vec<u64> {
+        let mut ran = alloc::vec![0; tasks.len()];
+        let place = |task| tasks.iter().position(|one| *one == task).unwrap();
+        let mut looks = alloc::vec![Some(at(from)); scheduler.cores];
+        loop {
+            let next = (0..scheduler.cores).filter_map(|core| Some((looks[core]?, core))).min();
+            let Some((now, core)) = next.filter(|(now, _)| now.as_nanos() < end) else { break };
+            if let Some(task) = scheduler.running_on(core)
+                && scheduler.gives_way(core, now)
+            {
+                ran[place(task)] += scheduler.put_back(task, now, false);
+            }
+            if scheduler.running_on(core).is_none() {
+                scheduler.pick(core, now);
+            }
+            if let Some(helper) = scheduler.helper(core) {
+                looks[helper] = Some(now);
+            }
+            looks[core] = earlier(scheduler.slice_end(core), scheduler.next_deadline(core));
+        }
+        for core in 0..scheduler.cores {
+            if let Some(task) = scheduler.running_on(core) {
+                ran[place(task)] += scheduler.put_back(task, at(end), false);
+            }
+        }
+        ran
+    }
+
+    #[test]
+    fn three_that_spin_share_two_cores() {
+        let mut scheduler = Scheduler::new(2);
+        let tasks = [0; 3].map(|_| add(&mut scheduler, share(256)));
+        let ran = drive(&mut scheduler, &tasks, 0, 3000 * MS);
+        assert!(ran.iter().all(|ran| ran.abs_diff(2000 * MS) <= 20 * MS), "{ran:?}");
+    }
+
+    #[test]
+    fn a_core_without_slices_is_called_when_somebody_comes_to_wait() {
+        let mut scheduler = Scheduler::new(2);
+        let [one, other] = [0; 2].map(|_| add(&mut scheduler, share(256)));
+        assert_eq!(scheduler.pick(0, at(0)).unwrap().task, one);
+        assert_eq!(scheduler.pick(1, at(0)).unwrap().task, other);
+        assert_eq!([0, 1].map(|core| scheduler.slice_end(core)), [None; 2]);
+        let third = add(&mut scheduler, share(256));
+        // One of the two cores is told of it, and so both have slices.
+        let told = scheduler.core_for(third, at(10 * MS)).unwrap();
+        assert_eq!(scheduler.helper(told), Some(1 - told));
+        assert!([0, 1].iter().all(|core| scheduler.slice_end(*core).is_some()));
+        assert_eq!(scheduler.helper(told), None, "it looks by itself");
+    }
+
+    #[test]
+    fn who_had_a_core_to_itself_does_not_pay_for_it_later() {
+        const MINUTE: u64 = 60_000 * MS;
+        // By weight: the second comes ahead of the first, four times as fast.
+        let mut scheduler = Scheduler::new(2);
+        let mut tasks = alloc::vec![add(&mut scheduler, share(1024)), add(&mut scheduler, share(256))];
+        assert_eq!(drive(&mut scheduler, &tasks, 0, MINUTE), [MINUTE; 2]);
+        tasks.push(add(&mut scheduler, share(1024)));
+        let ran = drive(&mut scheduler, &tasks, MINUTE, MINUTE + 1000 * MS);
+        assert!(ran[1] >= 180 * MS, "of 222 ms: {ran:?}");
+        // By place: three are on one core, one on the other.
+        let mut scheduler = Scheduler::new(2);
+        let mut tasks: Vec<TaskId> = [0, 0, 0, 1].map(|core| add(&mut scheduler, on(&[core]))).into();
+        assert_eq!(drive(&mut scheduler, &tasks, 0, MINUTE)[3], MINUTE);
+        tasks.push(add(&mut scheduler, on(&[1])));
+        let ran = drive(&mut scheduler, &tasks, MINUTE, MINUTE + 1000 * MS);
+        assert!(ran[3].abs_diff(500 * MS) <= 30 * MS, "{ran:?}");
+        assert!(ran[..3].iter().all(|ran| ran.abs_diff(333 * MS) <= 10 * MS), "{ran:?}");
+    }
+
+    #[test]
+    fn the_next_life_of_one_that_rests_begins_where_it_may() {
+        let mut scheduler = Scheduler::new(2);
+        let owner = scheduler.admit(Share { cap: Some(50), ..on(&[1]) }, 1, at(0)).unwrap();
+        let task = scheduler.add(owner, at(0));
+        scheduler.pick(1, at(0)).unwrap();
+        let rest = scheduler.slice_end(1).unwrap();
+        scheduler.put_back(task, rest, false);
+        scheduler.remove(task);
+        let task = scheduler.add(owner, rest);
+        assert_eq!(scheduler.pick(1, rest), None);
+        let end = scheduler.next_deadline(1).unwrap();
+        assert_eq!(scheduler.next_deadline(0), None, "it may not run there");
+        assert_eq!(scheduler.pick(1, end).unwrap().task, task);
+    }
+
+    #[test]
+    fn who_waits_does_not_wait_for_a_core_with_long_work() {
+        let mut scheduler = Scheduler::new(2);
+        let [one, other] = [0; 2].map(|_| add(&mut scheduler, share(256)));
+        assert_eq!(scheduler.pick(0, at(0)).unwrap().task, one);
+        assert_eq!(scheduler.pick(1, at(0)).unwrap().task, other);
+        scheduler.block(other, at(MS), None);
+        scheduler.put_back(one, at(MS), false);
+        assert_eq!(scheduler.hand_over(0), [1], "it may go on there");
+        assert_eq!(scheduler.core_for(one, at(MS)), Some(1));
+        assert_eq!(scheduler.pick(1, at(MS)).unwrap().task, one);
+        assert_eq!(scheduler.wake(other, 1, at(MS)), Some(1), "the other core would not look");
+        scheduler.block(one, at(2 * MS), None);
+        scheduler.pick(0, at(3 * MS)).unwrap();
+        assert_eq!(scheduler.wake(one, 0, at(3 * MS)), Some(1), "its home");
     }
 
     #[test]
