@@ -10,8 +10,10 @@ use crate::{debug, devices};
 use alloc::boxed::Box;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
+use spin::LazyLock;
 use vmm_core::host::{Detail, Host};
 use vmm_core::memory::HostBlock;
+use vmm_core::own_memory::OwnMemory;
 use vmm_core::time::Instant;
 
 /// How often a UART without an interrupt is looked at, in nanoseconds.
@@ -23,6 +25,17 @@ static ATTENTION: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Has the boot core look up from its guests at `deadline`, from when it next arms its timer on.
 pub fn attend_at(deadline: Option<Instant>) {
     ATTENTION.store(deadline.map_or(u64::MAX, Instant::as_nanos), Ordering::Relaxed);
+}
+
+/// What guests, and what they are given, may have of our memory: of what was free when this was first asked, before
+/// there were any.
+pub fn own_memory() -> &'static OwnMemory {
+    static ACCOUNT: LazyLock<OwnMemory> = LazyLock::new(|| {
+        let (used, size) = heap::usage();
+        // What is in pieces is as good as used.
+        OwnMemory::new(size.saturating_sub(used) / 4 * 3)
+    });
+    &ACCOUNT
 }
 
 /// What of this machine the monitor uses.
@@ -125,10 +138,8 @@ impl Host for Machine {
         self.frames.longest()
     }
 
-    fn own_memory(&self) -> u64 {
-        let (used, size) = heap::usage();
-        // What is in pieces is as good as used.
-        size.saturating_sub(used) / 4 * 3
+    fn own_memory(&self) -> &'static OwnMemory {
+        own_memory()
     }
 
     #[cfg(feature = "guest-virtio")]

@@ -154,6 +154,33 @@ pub async fn base(format: Format, container: Arc<dyn BlockDevice>) -> Result<Opt
     }
 }
 
+/// What the image in `container` takes of the heap at most while it is open, with so many requests under way, in bytes.
+/// What the container and what it differs from take comes in addition.
+///
+/// # Errors
+/// It cannot be read, or is none of this format.
+pub async fn memory(
+    format: Format,
+    container: Arc<dyn BlockDevice>,
+    requests: u64,
+) -> Result<u64, ImageError> {
+    match format {
+        Format::Raw => Ok(0),
+        #[cfg(feature = "qcow2")]
+        Format::Qcow2 => {
+            let file = Sectors::of(container);
+            Ok(Header::read(&*file).await?.memory(&file.geometry(), requests))
+        }
+        #[cfg(feature = "vhd")]
+        Format::Vhd => Ok(Vhd::memory(&*Sectors::of(container), requests).await?),
+        #[allow(unreachable_patterns, reason = "whatever was left out")]
+        other => {
+            let _ = (container, requests);
+            Err(ImageError::LeftOut(other))
+        }
+    }
+}
+
 /// Opens the image in `container`, which differs from `base` where it says that it has one.
 ///
 /// # Errors

@@ -71,6 +71,7 @@ pub fn cases() -> Vec<Case<Lab>> {
         Case::new("emulator/disks/bare", bare).long(),
         Case::new("emulator/disks/forgotten", what_is_written_is_forgotten),
         Case::new("emulator/disks/missing", what_is_missing_is_said),
+        Case::new("emulator/disks/memory", images_that_need_too_much_memory),
     ]
 }
 
@@ -287,6 +288,34 @@ fn what_is_missing_is_said(lab: &Lab) -> Result<Outcome> {
             "late: disk0: .*late's disk0 cannot read `disk:virtio0`: holder's disk0 writes `disk:virtio0/part:2`",
         ],
     )
+}
+
+/// Whose image needs more of Peerboot's memory than others have left does not start, and what was missing is said; it
+/// starts when that was given back.
+fn images_that_need_too_much_memory(lab: &Lab) -> Result<Outcome> {
+    let tiny =
+        |name, disk| Guest { bootargs: name, properties: disk, ..Guest::tiny(name, "cbfs:guests/idle") };
+    let large = "disk0 { source = \"disk:virtio0\"; format = \"qcow2\"; read-only; };";
+    let raw = "disk0 { source = \"disk:virtio0\"; read-only; };";
+    let guests = [tiny("first", large), tiny("second", large), tiny("last", raw)];
+    let variant = lab.unfilled(Emulator::Qemu, "disks-memory", &crate::manifest::manifest(&guests))?;
+    variant.cbfs.add("guests/idle", &guests::tiny(lab.project(), "idle")?)?;
+    let image = variant.write("large.qcow2", &[])?;
+    let mut create = program::command("qemu-img");
+    // A compressed cluster would be expanded in memory.
+    create.args(["create", "-q", "-f", "qcow2", "-o", "cluster_size=2M"]).arg(&image).arg("64M");
+    program::output(&mut create)?;
+    let mut machine = boot(&variant, Bus::Virtio, &[&image])?;
+    machine.expect(r"\] last: .* ready$", WORK)?;
+    let refused =
+        r"disk0: disk:virtio0: needs \d{4} KiB of Peerboot's own memory, of which \d{4} KiB are free$";
+    said(&machine, &[&format!("error: second: {refused}")])?;
+    machine.send(&format!("{KEY}m"))?;
+    machine.expect(MANAGEMENT, WORK)?;
+    manage(&mut machine, "stop first 0", r"\] first: stopped$")?;
+    manage(&mut machine, "start second", r"\] second: starts$")?;
+    manage(&mut machine, "start first", &format!(r"\] first: cannot start: {refused}"))?;
+    Ok(Outcome::Passed)
 }
 
 /// The system boots in plain QEMU by its own boot loader; what it writes there is there under Peerboot.

@@ -16,6 +16,7 @@ use crate::disk::{DiskError, GuestDisk};
 use crate::host::{Detail, Host, Terminal};
 use crate::memory::{GuestMemory, LayoutError, NestedTables, Region, TooHigh};
 use crate::news::News;
+use crate::own_memory::Shortage;
 use crate::provision::{Image, Provider, Providing, Provisions};
 use crate::schedule::{NoCores, Share};
 use crate::time::{Instant, TscClock};
@@ -147,13 +148,8 @@ impl fmt::Display for End {
 /// Why a guest is not admitted to this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The monitor's own memory does not suffice for it; both in bytes.
-    OwnMemory {
-        /// What it needs.
-        wanted: u64,
-        /// What is left.
-        left: u64,
-    },
+    /// The monitor's own memory does not suffice for it.
+    OwnMemory(Shortage),
     /// The machine's cores cannot give it its share.
     Cores(NoCores),
 }
@@ -161,10 +157,7 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OwnMemory { wanted, left } => {
-                let (wanted, left) = (wanted.div_ceil(1 << 10), left >> 10);
-                write!(f, "needs {wanted} KiB of Peerboot's own memory, of which {left} KiB are free")
-            }
+            Self::OwnMemory(error) => error.fmt(f),
             Self::Cores(error) => error.fmt(f),
         }
     }

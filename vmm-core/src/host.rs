@@ -1,6 +1,7 @@
 //! What the monitor needs of the machine it runs on, and of the one who watches its guests.
 
 use crate::memory::HostBlock;
+use crate::own_memory::OwnMemory;
 use crate::time::Instant;
 use alloc::boxed::Box;
 use core::fmt;
@@ -47,8 +48,8 @@ pub trait Host: Sync {
     fn free_memory(&self) -> u64;
     /// The largest contiguous piece of memory that [`allocate`](Self::allocate) could give, in bytes.
     fn largest_block(&self) -> u64;
-    /// How much of the monitor's own memory all guests may take together, in bytes. Asked once, before there are any.
-    fn own_memory(&self) -> u64;
+    /// What of the monitor's own memory guests may have, and what they are given from outside.
+    fn own_memory(&self) -> &'static OwnMemory;
     /// Fills `bytes` with random ones, the best that the machine has.
     #[cfg(feature = "virtio")]
     fn fill_random(&self, bytes: &mut [u8]);

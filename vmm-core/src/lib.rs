@@ -44,6 +44,7 @@ mod mtrr;
 mod news;
 #[cfg(feature = "nvme-device")]
 pub mod nvme;
+pub mod own_memory;
 pub mod provision;
 pub mod requests;
 pub mod schedule;

@@ -11,8 +11,9 @@ use crate::guest::{
 use crate::host::{Detail, Host, Terminal};
 use crate::lifecycle::Lifecycle;
 use crate::news::News;
+use crate::own_memory::Claim;
 use crate::provision::{Providing, Provisions};
-use crate::schedule::{Choice, Scheduler, TaskId};
+use crate::schedule::{Choice, NoCores, Scheduler, TaskId};
 use crate::time::{Instant, earlier};
 use crate::vcpu::{Left, Vcpu};
 use alloc::boxed::Box;
@@ -69,7 +70,9 @@ struct Place {
     config: GuestConfig,
     terminal: Arc<dyn Terminal>,
     /// Why it cannot live on this machine, if it cannot.
-    refused: Option<Refusal>,
+    refused: Option<NoCores>,
+    /// What its lives may take of the monitor's own memory, where that could be had.
+    own_memory: Option<Claim>,
     cycle: Lifecycle,
     /// There while the cycle says that it runs.
     life: Option<Life>,
@@ -119,8 +122,6 @@ struct Shared {
     /// Virtual CPUs that are on no core, by task.
     store: Vec<Option<Box<Vcpu>>>,
     requests: VecDeque<(usize, Request)>,
-    /// The monitor's own memory that no guest may claim yet, in bytes.
-    own_memory: u64,
 }
 
 /// The boot core's duties beside guests. It looks here after each interrupt, so that looking takes no lock.
@@ -206,13 +207,7 @@ impl Monitor {
     /// A monitor for all cores of `host`, without guests.
     pub fn new(host: &'static dyn Host) -> Self {
         let scheduler = Scheduler::new(host.cores());
-        let shared = Shared {
-            scheduler,
-            places: Vec::new(),
-            store: Vec::new(),
-            requests: VecDeque::new(),
-            own_memory: host.own_memory(),
-        };
+        let shared = Shared { scheduler, places: Vec::new(), store: Vec::new(), requests: VecDeque::new() };
         let housework = Arc::new(Housework::new(host));
         Self { host, shared: Mutex::new(shared), housework, news: Arc::default() }
     }
@@ -222,20 +217,18 @@ impl Monitor {
         let (mut shared, now) = (self.shared.lock(), self.host.now());
         // Guests and owners are admitted together, and so have the same numbers.
         let cores = shared.scheduler.admit(config.share, config.vcpus as usize, now);
-        let (wanted, left) = (config.own_memory(), shared.own_memory);
-        let refused = match (cores, left.checked_sub(wanted)) {
-            (Err(error), _) => Some(Refusal::Cores(error)),
-            (Ok(_), None) => Some(Refusal::OwnMemory { wanted, left }),
-            (Ok(_), Some(left)) => {
-                shared.own_memory = left;
-                None
-            }
+        let refused = cores.err();
+        // Where there is too little now, what others give back may suffice when it starts.
+        let own_memory = match refused {
+            Some(_) => None,
+            None => self.host.own_memory().claim(config.own_memory()).ok(),
         };
         let number = shared.places.len();
         shared.places.push(Place {
             config,
             terminal,
             refused,
+            own_memory,
             cycle: Lifecycle::new(now),
             life: None,
             ending: None,
@@ -535,7 +528,11 @@ impl Monitor {
         let mut shared = self.shared.lock();
         let Some(place) = shared.places.get_mut(number) else { return Ok(None) };
         if let Some(refusal) = place.refused {
-            return Err(BuildError::Refused(refusal));
+            return Err(BuildError::Refused(Refusal::Cores(refusal)));
+        }
+        if place.own_memory.is_none() {
+            let claim = self.host.own_memory().claim(place.config.own_memory());
+            place.own_memory = Some(claim.map_err(|e| BuildError::Refused(Refusal::OwnMemory(e)))?);
         }
         if !place.cycle.begin() {
             return Ok(None);

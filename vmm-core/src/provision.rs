@@ -65,7 +65,8 @@ pub type Providing = Pin<Box<dyn Future<Output = Result<Provisions, String>> + S
 pub trait Provider: Send + Sync {
     /// How many disks each life has.
     fn disks(&self) -> usize;
-    /// What a life takes of the monitor's own memory at most, beside what each disk does, in bytes.
+    /// What each life takes of the monitor's own memory at most, beside what each disk does, in bytes. What it claims
+    /// by itself in [`Self::provide`] comes in addition.
     fn own_memory(&self) -> u64 {
         0
     }

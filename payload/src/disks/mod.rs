@@ -2,6 +2,7 @@
 
 mod boot;
 mod flash;
+mod held;
 mod names;
 mod open;
 mod room;
@@ -11,6 +12,7 @@ use crate::devices::disks::{FoundDisk, disks as found};
 use crate::devices::service::block_on;
 use crate::host::memory::FrameAllocator;
 use crate::info;
+use crate::machine::own_memory;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -19,6 +21,7 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use coreboot_config::manifest::{self, DiskBoot, DiskSource, Format, Source};
 use flash::FlashDisk;
+use held::Held;
 use names::Names;
 use spin::{LazyLock, Mutex};
 use storage::boot_entries::Menu;
@@ -30,6 +33,7 @@ use storage::{BlockDevice, Overlay};
 use storage::{image::Base, qcow2};
 use vmm_core::disk::{DiskModel, GuestDisk};
 use vmm_core::provision::{BootFiles, Image, Provider, Providing, Provisions};
+use vmm_core::requests::MOST;
 use write_through::WriteThrough;
 
 /// What a guest may write to a disk that forgets it, in bytes.
@@ -180,8 +184,8 @@ impl Wanted {
             Some(base) => {
                 let device = container(&base.source, self.base_file, Access::Read, &holder).await;
                 let device = device.map_err(|error| failed(&base.source, &error))?;
-                let opened = image::open(format(base.format), device, None).await;
-                Some(opened.map_err(|error| failed(&base.source, &error))?)
+                let opened = open_image(base.format, device, None).await;
+                Some(opened.map_err(|error| failed(&base.source, &*error))?)
             }
             None => None,
         };
@@ -189,8 +193,8 @@ impl Wanted {
         let access = if config.read_only || config.snapshot { Access::Read } else { Access::Write };
         let device = container(&config.source, self.file, access, &holder).await;
         let device = device.map_err(|error| failed(&config.source, &error))?;
-        let opened = image::open(format(config.format), device, base.as_ref()).await;
-        let opened = opened.map_err(|error| failed(&config.source, &error))?;
+        let opened = open_image(config.format, device, base.as_ref()).await;
+        let opened = opened.map_err(|error| failed(&config.source, &*error))?;
         #[cfg(feature = "qcow2")]
         if opened.qcow2.as_ref().is_some_and(|image| image.repaired() != qcow2::Repaired::default()) {
             crate::warn!("{holder}: {}: was not closed properly, and is mended", config.source);
@@ -222,8 +226,8 @@ impl Wanted {
         let holder = format!("{guest}'s {}", config.name);
         let said = |error: &dyn fmt::Display| format!("{}: {error}", config.name);
         let below = container(&base.source, self.base_file, Access::Read, &holder).await;
-        let below = image::open(format(base.format), below.map_err(|e| said(&e))?, None).await;
-        let size = below.map_err(|e| said(&e))?.disk.geometry().size();
+        let below = open_image(base.format, below.map_err(|e| said(&e))?, None).await;
+        let size = below.map_err(|e| said(&*e))?.disk.geometry().size();
         let device = container(&config.source, self.file, Access::Write, &holder).await;
         let device = device.map_err(|e| said(&e))?;
         // An image that was made elsewhere keeps the name that it has for its base.
@@ -248,6 +252,25 @@ async fn container(
         (DiskSource::File(_), file) => Arc::new(FlashDisk(file.unwrap_or(&[]))),
     };
     Ok(if access == Access::Read { Arc::new(ReadOnly(device)) } else { device })
+}
+
+/// Opens the image in `container`, once there is memory for it.
+async fn open_image(
+    kind: Format,
+    container: Arc<dyn BlockDevice>,
+    base: Option<&image::Image>,
+) -> Result<image::Image, Box<dyn fmt::Display>> {
+    let kind = format(kind);
+    if kind == image::Format::Raw {
+        return image::open(kind, container, base).await.map_err(boxed);
+    }
+    let memory = image::memory(kind, Arc::clone(&container), MOST as u64).await.map_err(boxed)?;
+    let claim = own_memory().claim(memory).map_err(boxed)?;
+    image::open(kind, Arc::new(Held::new(container, claim)), base).await.map_err(boxed)
+}
+
+fn boxed<E: fmt::Display + 'static>(error: E) -> Box<dyn fmt::Display> {
+    Box::new(error)
 }
 
 fn format(format: Format) -> image::Format {

@@ -1,7 +1,9 @@
 //! From the manifest's name of a place to the device that is there.
 
+use super::held::Held;
 use super::names::{self, NoDisk};
 use super::{MACHINE, found};
+use crate::machine::own_memory;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -10,8 +12,9 @@ use core::fmt;
 use coreboot_config::manifest::{DiskPlace, PartitionName};
 use storage::files::{FileError, FileSystem};
 use storage::partitions::{NotFound, Partition, PartitionTable, TableError, Window};
-use storage::share::{Access, Conflict, Hold, Source};
-use storage::{BlockDevice, BlockError, Buffer, Geometry, Reply};
+use storage::share::{Access, Conflict, Source};
+use storage::{BlockDevice, BlockError};
+use vmm_core::own_memory::Shortage;
 
 /// Why a place cannot be had.
 #[derive(Debug)]
@@ -28,7 +31,12 @@ pub enum OpenError {
     File(FileError),
     /// Another has it.
     Conflict(Conflict),
+    /// The file is in more pieces than there is memory for.
+    Memory(Shortage),
 }
+
+/// What each piece of a file takes of our memory: in the file's list and in the register's, both of which grew.
+const OWN_MEMORY_OF_EXTENT: u64 = 64;
 
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,6 +48,7 @@ impl fmt::Display for OpenError {
             Self::Window(error) => write!(f, "the partition: {error}"),
             Self::File(error) => error.fmt(f),
             Self::Conflict(error) => error.fmt(f),
+            Self::Memory(error) => error.fmt(f),
         }
     }
 }
@@ -61,17 +70,20 @@ pub async fn place(
     }
     let whole = start..start.saturating_add(device.geometry().size());
     let mut ranges: Vec<_> = Some(whole).into_iter().collect();
+    let mut lists = None;
     if let Some(path) = &place.file {
         let files = FileSystem::open(device).await.map_err(OpenError::File)?;
         let disk = files.disk(path, access == Access::Write).await.map_err(OpenError::File)?;
         let on_disk =
             |range: core::ops::Range<u64>| start.saturating_add(range.start)..start.saturating_add(range.end);
         ranges = disk.places().map(on_disk).collect();
+        let memory = (ranges.len() as u64).saturating_mul(OWN_MEMORY_OF_EXTENT);
+        lists = Some(own_memory().claim(memory).map_err(OpenError::Memory)?);
         device = Arc::new(disk);
     }
     let source = Source { disk: number as u64, ranges, name: format!("{place}") };
     let hold = MACHINE.register.open(source, access, holder).map_err(OpenError::Conflict)?;
-    Ok(Arc::new(Held { device, _hold: hold }))
+    Ok(Arc::new(Held::new(device, (hold, lists))))
 }
 
 /// A partition as its table finds it.
@@ -94,31 +106,4 @@ fn listed(table: &PartitionTable) -> String {
         };
     }
     text
-}
-
-/// A device that is open.
-struct Held {
-    device: Arc<dyn BlockDevice>,
-    _hold: Hold,
-}
-
-impl BlockDevice for Held {
-    fn geometry(&self) -> Geometry {
-        self.device.geometry()
-    }
-    fn read(&self, at: u64, into: Buffer) -> Reply<'_> {
-        self.device.read(at, into)
-    }
-    fn write(&self, at: u64, from: Buffer) -> Reply<'_> {
-        self.device.write(at, from)
-    }
-    fn flush(&self) -> Reply<'_> {
-        self.device.flush()
-    }
-    fn discard(&self, at: u64, len: u64) -> Reply<'_> {
-        self.device.discard(at, len)
-    }
-    fn write_zeroes(&self, at: u64, len: u64) -> Reply<'_> {
-        self.device.write_zeroes(at, len)
-    }
 }

@@ -11,9 +11,9 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 /// So many clusters are counted at a time, in 2 MiB of memory: 64 GiB in clusters of 64 KiB.
-const WINDOW: u64 = 1 << 20;
+pub const WINDOW: u64 = 1 << 20;
 /// Tables are read in pieces of at most so many bytes.
-const PIECE: u64 = 64 << 10;
+pub const PIECE: u64 = 64 << 10;
 /// Something that nothing else may refer to: header, L1 tables, refcounts.
 const ALONE: u16 = 1 << 15;
 /// An L2 table, which snapshots may share, but nothing else.

@@ -2,6 +2,11 @@
 
 use super::header::Compression;
 
+/// What expanding takes beside stream and cluster, at most, in bytes: by zlib; by zstd, and three windows in addition.
+pub const WORKSPACE: (u64, u64) = (64 << 10, 512 << 10);
+/// A frame's window may be so long even where a cluster is shorter.
+pub const LEAST_WINDOW: u64 = 256 << 10;
+
 /// Fills `cluster` with what `stream` expands to; false where it expands to something else than one cluster. What
 /// follows in `stream` is the next one's.
 pub fn expand(compression: Compression, stream: &[u8], cluster: &mut [u8]) -> bool {
@@ -26,7 +31,7 @@ fn zstd(stream: &[u8], cluster: &mut [u8]) -> bool {
     use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
     let mut decoder = FrameDecoder::new();
     // A frame that is longer than a cluster is none of ours; its window is no longer either.
-    decoder.set_max_window_size((cluster.len() as u64).max(1 << 20));
+    decoder.set_max_window_size((cluster.len() as u64).max(LEAST_WINDOW));
     let mut rest = stream;
     if decoder.init(&mut rest).is_err() {
         return false;

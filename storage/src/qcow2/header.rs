@@ -22,7 +22,7 @@ pub const MOST_REFCOUNT_BLOCKS: u64 = 1 << 16;
 /// The most snapshots in one image.
 const MOST_SNAPSHOTS: u32 = 256;
 /// What is kept of a snapshot's name, in bytes.
-const LONGEST_SNAPSHOT: usize = 255;
+pub const LONGEST_SNAPSHOT: usize = 255;
 
 /// Bits of the features that a reader must know.
 mod incompatible {

@@ -8,7 +8,7 @@ use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 /// How many slices of L2 tables are kept: 512 KiB, of 4 GiB of a disk in clusters of 64 KiB.
-const SLICES: usize = 128;
+pub const SLICES: usize = 128;
 /// The L1 table is written in sectors of so many bytes.
 const SECTOR: u64 = 512;
 

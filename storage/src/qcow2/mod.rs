@@ -12,6 +12,7 @@ mod create;
 mod header;
 mod layout;
 mod map;
+mod memory;
 mod refcounts;
 
 pub use check::Repaired;
@@ -45,6 +46,8 @@ const SECTOR: u64 = 512;
 const CLEARED_AT_ONCE: u64 = 1024;
 /// Reading and writing are about so many clusters at a time: each may lie elsewhere, and be a request of its own.
 const CLUSTERS_AT_ONCE: u64 = 32;
+/// Of which so many pieces that lie apart overlap.
+const STRETCHES_AT_ONCE: usize = 8;
 /// So many slices of tables are written at a time, 64 KiB.
 const WRITTEN_AT_ONCE: usize = 16;
 /// What is copied from cluster to cluster is in memory in pieces of at most so many bytes,
@@ -52,7 +55,7 @@ const COPIED_AT_ONCE: u64 = 64 << 10;
 /// and that so many times.
 const COPIERS: usize = 8;
 /// With so many ranges of clusters to give back, a request does not wait for the next flush.
-const MOST_FREED: usize = 4096;
+const MOST_FREED: usize = 4000;
 
 /// Why an image cannot be opened or made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -393,7 +396,9 @@ impl Qcow2 {
         let _one = self.expanding.hold().await;
         // Another's memory is given back first.
         *self.expanded.lock() = None;
-        let bytes = read_bytes_or_zeros(&*self.file, stream.at, stream.len as usize).await?;
+        // What had become longer than a cluster would not have been compressed.
+        let len = stream.len.min(self.layout().cluster_size().saturating_add(SECTOR));
+        let bytes = read_bytes_or_zeros(&*self.file, stream.at, len as usize).await?;
         let mut cluster = vec![0; self.layout().cluster_size() as usize];
         if !compressed::expand(self.header.compression, &bytes, &mut cluster) {
             let what = "a compressed cluster expands to something else than one";
@@ -405,31 +410,35 @@ impl Qcow2 {
     }
 
     /// The `len` bytes at `at`, whose clusters these are, in stretches that can be handled as one.
-    fn stretches(&self, at: u64, len: usize, clusters: &[Cluster]) -> Vec<Stretch> {
+    fn stretches(&self, at: u64, len: usize, clusters: &[Cluster]) -> impl Iterator<Item = Stretch> {
         let layout = self.layout();
         let end = at.saturating_add(len as u64);
-        let mut stretches: Vec<Stretch> = Vec::new();
-        for (cluster, number) in clusters.iter().zip(layout.number(at)..) {
+        let mut pieces = clusters.iter().zip(layout.number(at)..).map(move |(cluster, number)| {
             let start = layout.start(number);
             let piece = at.max(start)..end.min(start.saturating_add(layout.cluster_size()));
-            let length = usize::try_from(piece.end.saturating_sub(piece.start)).unwrap_or(0);
-            match stretches.last_mut() {
-                Some(last) if self.continues(last, *cluster) => {
-                    last.len = last.len.saturating_add(length);
-                    last.clusters = last.clusters.saturating_add(1);
-                    last.last = *cluster;
-                }
-                _ => stretches.push(Stretch {
-                    at: piece.start,
-                    offset: usize::try_from(piece.start.saturating_sub(at)).unwrap_or(usize::MAX),
-                    len: length,
-                    clusters: 1,
-                    first: *cluster,
-                    last: *cluster,
-                }),
+            Stretch {
+                at: piece.start,
+                offset: usize::try_from(piece.start.saturating_sub(at)).unwrap_or(usize::MAX),
+                len: usize::try_from(piece.end.saturating_sub(piece.start)).unwrap_or(0),
+                clusters: 1,
+                first: *cluster,
+                last: *cluster,
             }
-        }
-        stretches
+        });
+        let mut next = pieces.next();
+        core::iter::from_fn(move || {
+            let mut stretch = next.take()?;
+            for piece in pieces.by_ref() {
+                if !self.continues(&stretch, piece.first) {
+                    next = Some(piece);
+                    break;
+                }
+                stretch.len = stretch.len.saturating_add(piece.len);
+                stretch.clusters = stretch.clusters.saturating_add(1);
+                stretch.last = piece.last;
+            }
+            Some(stretch)
+        })
     }
 
     /// Whether a cluster can be handled as one with those before it.
@@ -479,12 +488,16 @@ impl Qcow2 {
         if let [cluster] = clusters.as_slice() {
             return self.read_from(*cluster, at, into).await;
         }
-        let mut reads: Vec<Reply<'_>> = Vec::new();
-        for stretch in self.stretches(at, into.len(), &clusters) {
-            let part = stretch.part(into)?;
-            reads.push(Box::pin(async move { self.read_from(stretch.first, stretch.at, &part).await }));
+        let mut stretches = self.stretches(at, into.len(), &clusters).peekable();
+        while stretches.peek().is_some() {
+            let mut reads: Vec<Reply<'_>> = Vec::with_capacity(STRETCHES_AT_ONCE);
+            for stretch in stretches.by_ref().take(STRETCHES_AT_ONCE) {
+                let part = stretch.part(into)?;
+                reads.push(Box::pin(async move { self.read_from(stretch.first, stretch.at, &part).await }));
+            }
+            join::all(reads).await?;
         }
-        join::all(reads).await
+        Ok(())
     }
 
     async fn write_at(&self, at: u64, from: &Buffer) -> Result<(), BlockError> {
@@ -507,8 +520,12 @@ impl Qcow2 {
                 Cluster::Data(place) if place.own => {
                     let within = self.layout().within(stretch.at);
                     writes.push(self.file.write(place.at.saturating_add(within), part));
+                    if writes.len() == STRETCHES_AT_ONCE {
+                        join::all(core::mem::take(&mut writes)).await?;
+                    }
                 }
-                _ => writes.push(Box::pin(async move { self.write_new(&stretch, &part).await })),
+                // One at a time: each is much of our memory.
+                _ => self.write_new(&stretch, &part).await?,
             }
         }
         let result = join::all(writes).await;

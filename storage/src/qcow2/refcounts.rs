@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 /// How many slices of refcount blocks are kept: 256 KiB, of 8 GiB in clusters of 64 KiB.
-const SLICES: usize = 64;
+pub const SLICES: usize = 64;
 /// The refcount table is written in sectors of so many bytes.
 const SECTOR: u64 = 512;
 

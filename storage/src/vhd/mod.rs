@@ -166,6 +166,28 @@ impl Vhd {
         Ok(Some(header::parent_name(&header)))
     }
 
+    /// What the image in `file` takes of the heap at most while it is open, with so many requests under way, in bytes.
+    /// What the file takes comes in addition.
+    ///
+    /// # Errors
+    /// It is none, or is damaged.
+    pub async fn memory(file: &dyn BlockDevice, requests: u64) -> Result<u64, VhdError> {
+        /// The block table is read twice as bytes; then there are its words, and the places among them.
+        const WHILE_READ: u64 = 16;
+        /// A request touches a block or two, one after the other.
+        const REQUEST: u64 = 4 << 10;
+        let footer = read_footer(file).await?;
+        if footer.kind == Kind::Fixed {
+            return Ok(requests.saturating_mul(REQUEST));
+        }
+        let header = SparseHeader::parse(&read_bytes(file, footer.header_at, header::SPARSE_SIZE).await?)?;
+        let table = u64::from(header.entries.min(MOST_BLOCKS)).saturating_mul(WHILE_READ);
+        // A bitmap is never longer than the zeros that are written.
+        let kept = MOST_MARKED.saturating_mul(2).saturating_add(ZEROS.saturating_mul(4));
+        let kept = kept.saturating_add(requests.saturating_mul(REQUEST));
+        Ok(table.max(header::SPARSE_SIZE as u64).saturating_add(kept))
+    }
+
     /// What tells the image from all others.
     pub fn id(&self) -> [u8; 16] {
         self.footer.id
@@ -225,17 +247,19 @@ impl Sparse {
         let bitmap_size = block_size.div_ceil(SECTOR).div_ceil(8).next_multiple_of(SECTOR);
         let table_len = u64::from(entries).saturating_mul(4).next_multiple_of(SECTOR);
         let table_at = header.table_at;
-        let bytes = read_bytes(file, table_at, usize::try_from(table_len).unwrap_or(usize::MAX)).await?;
-        let (words, _) = bytes.as_chunks();
-        let table: Vec<u32> =
-            words.iter().take(entries as usize).map(|word| u32::from_be_bytes(*word)).collect();
+        let table: Vec<u32> = {
+            let bytes = read_bytes(file, table_at, usize::try_from(table_len).unwrap_or(usize::MAX)).await?;
+            let (words, _) = bytes.as_chunks();
+            words.iter().take(entries as usize).map(|word| u32::from_be_bytes(*word)).collect()
+        };
         // Everything ends before the next block, and nothing lies in what came before the first.
         let header_end = footer.header_at.saturating_add(header::SPARSE_SIZE as u64);
         let mut end = table_at.saturating_add(table_len).max(header_end);
-        let present = table.iter().filter(|at| **at != ABSENT);
-        let mut places: Vec<u64> = present.map(|at| u64::from(*at).saturating_mul(SECTOR)).collect();
+        let mut places: Vec<u32> = Vec::with_capacity(table.len());
+        places.extend(table.iter().filter(|at| **at != ABSENT));
         places.sort_unstable();
         for at in places {
+            let at = u64::from(at).saturating_mul(SECTOR);
             if at < end {
                 return Err(VhdError::Field { name: "a block's place", found: at });
             }
