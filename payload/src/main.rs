@@ -16,6 +16,7 @@ mod disks;
 mod editor;
 #[cfg(target_os = "none")]
 mod entry;
+mod errands;
 mod flash;
 mod guests;
 mod host;

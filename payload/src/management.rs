@@ -2,6 +2,7 @@
 #![cfg_attr(not(feature = "prompt"), allow(dead_code, reason = "nobody gives commands"))]
 
 use crate::console::multiplexer::View;
+use crate::errands::{Answer, Errands};
 use crate::host::acpi::Acpi;
 use crate::host::exceptions::Mistake;
 use crate::host::memory::{FrameAllocator, Range};
@@ -128,17 +129,19 @@ pub struct Management<'a> {
     stops: Vec<Stop>,
     /// By the guest's number: as of the last list.
     samples: Vec<Sample>,
+    /// What the user waits for.
+    errands: Errands,
 }
 
 impl<'a> Management<'a> {
     /// For these guests.
     pub fn new(guests: &'a dyn Guests) -> Self {
-        Self { guests, stops: Vec::new(), samples: Vec::new() }
+        Self { guests, stops: Vec::new(), samples: Vec::new(), errands: Errands::default() }
     }
 
-    /// Whether no guest lives or is going to.
+    /// Whether no guest lives or is going to, and the user waits for nothing.
     pub fn is_idle(&self) -> bool {
-        self.guests.is_idle()
+        self.guests.is_idle() && self.errands.is_empty()
     }
 
     /// A terminal may have news for its guest.
@@ -215,8 +218,8 @@ impl<'a> Management<'a> {
             ["exits", guest] => self.exits(Some(guest), out)?,
             ["devices"] => devices::list(out)?,
             ["disks"] => disks::list(out)?,
-            ["entries", guest] => disks::entries(guest, out)?,
-            ["rollback", guest] => disks::roll_back(guest, out)?,
+            ["entries", guest] => self.begin(disks::entries(guest), out)?,
+            ["rollback", guest] => self.begin(disks::roll_back(guest), out)?,
             ["memory"] => self.memory(machine, out)?,
             ["timeline"] => timeline::lines(machine.clock).try_for_each(|line| writeln!(out, "{line}"))?,
             ["reboot"] => {
@@ -239,6 +242,16 @@ impl<'a> Management<'a> {
             [name, ..] => writeln!(out, "`{name}` is no command, or lacks a word; `help` lists them")?,
         }
         Ok(After::Stay)
+    }
+
+    /// Has an answer follow when it is known, which may be now.
+    fn begin(&mut self, answer: Answer, out: &mut dyn Write) -> fmt::Result {
+        self.errands.begin(answer).map_or(Ok(()), |text| out.write_str(&text))
+    }
+
+    /// An answer that has come since; ask until there is none.
+    pub fn answer(&mut self) -> Option<String> {
+        self.errands.go_on()
     }
 
     fn request(&self, name: &str, request: Request, out: &mut dyn Write) -> fmt::Result {

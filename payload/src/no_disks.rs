@@ -1,9 +1,13 @@
 //! What stands in for guests' disks where they are left out: no guest with one starts.
 
+use crate::errands::Answer;
 use crate::error;
 use crate::host::memory::FrameAllocator;
+use alloc::boxed::Box;
+use alloc::format;
 use alloc::sync::Arc;
 use core::fmt::{self, Write};
+use core::future::ready;
 use coreboot_config::manifest::{self, DiskBoot, Source};
 use vmm_core::provision::{BootFiles, Image, Provider};
 
@@ -35,8 +39,8 @@ pub fn list(out: &mut dyn Write) -> fmt::Result {
 }
 
 /// Says that there are none.
-pub fn entries(_name: &str, out: &mut dyn Write) -> fmt::Result {
-    writeln!(out, "{LEFT_OUT}")
+pub fn entries(_name: &str) -> Answer {
+    Box::pin(ready(format!("{LEFT_OUT}\n")))
 }
 
 /// Says that there is nothing to choose from.
@@ -45,6 +49,6 @@ pub fn choose(_name: &str, _entry: &str) -> Result<(), &'static str> {
 }
 
 /// Says that there is nothing to roll back.
-pub fn roll_back(_name: &str, out: &mut dyn Write) -> fmt::Result {
-    writeln!(out, "{LEFT_OUT}")
+pub fn roll_back(name: &str) -> Answer {
+    entries(name)
 }

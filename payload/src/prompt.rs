@@ -70,6 +70,9 @@ impl<'a> Prompt<'a> {
                 None => {}
             }
         }
+        while let Some(answer) = self.management.answer() {
+            self.tell(&answer);
+        }
         let runs_on = self.settle_when_idle();
         self.show_log(now);
         Self::says_all();

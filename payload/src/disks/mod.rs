@@ -9,7 +9,7 @@ mod room;
 mod write_through;
 
 use crate::devices::disks::{FoundDisk, disks as found};
-use crate::devices::service::block_on;
+use crate::errands::Answer;
 use crate::host::memory::FrameAllocator;
 use crate::info;
 use crate::machine::own_memory;
@@ -19,6 +19,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
+use core::future::ready;
 use coreboot_config::manifest::{self, DiskBoot, DiskSource, Format, Source};
 use flash::FlashDisk;
 use held::Held;
@@ -310,23 +311,37 @@ pub fn list(out: &mut dyn Write) -> fmt::Result {
     Ok(())
 }
 
-/// Writes what there is to boot on the disks of the guest of this name.
-pub fn entries(name: &str, out: &mut dyn Write) -> fmt::Result {
-    let Some(guest) = guest(name) else { return writeln!(out, "`{name}` is no guest with disks") };
-    // While the guest lives its disks are its own: what it was started from is known.
-    let fresh = block_on(async { boot::menu(&guest.open_all().await?).await });
-    let menu = match fresh {
-        Ok((_, menu)) => menu,
-        Err(error) => match guest.menu.lock().clone() {
-            Some(menu) => menu,
-            None => return writeln!(out, "{error}"),
-        },
+/// What there is to boot on the disks of the guest of this name.
+pub fn entries(name: &str) -> Answer {
+    let guest = match guest(name) {
+        Some(guest) => guest,
+        None => return no_guest(name),
     };
-    for (number, entry) in menu.entries.iter().enumerate() {
-        let mark = if number == menu.default { '*' } else { ' ' };
-        writeln!(out, "{mark}{:2} {}  {} ({})", number + 1, entry.id, entry.title, entry.source)?;
-    }
-    menu.remarks.iter().try_for_each(|remark| writeln!(out, "    {remark}"))
+    Box::pin(async move {
+        // While the guest lives its disks are its own: what it was started from is known.
+        let fresh = async { boot::menu(&guest.open_all().await?).await };
+        let menu = match fresh.await {
+            Ok((_, menu)) => menu,
+            Err(error) => match guest.menu.lock().clone() {
+                Some(menu) => menu,
+                None => return error + "\n",
+            },
+        };
+        let mut text = String::new();
+        for (number, entry) in menu.entries.iter().enumerate() {
+            let mark = if number == menu.default { '*' } else { ' ' };
+            let (id, title, source) = (&entry.id, &entry.title, &entry.source);
+            text += &format!("{mark}{:2} {id}  {title} ({source})\n", number + 1);
+        }
+        for remark in &menu.remarks {
+            text += &format!("    {remark}\n");
+        }
+        text
+    })
+}
+
+fn no_guest(name: &str) -> Answer {
+    Box::pin(ready(format!("`{name}` is no guest with disks\n")))
 }
 
 /// Has the next life of the guest of this name start from this boot entry; why not, where it cannot.
@@ -341,24 +356,25 @@ pub fn choose(name: &str, entry: &str) -> Result<(), &'static str> {
 
 /// Says that there is nothing to roll back.
 #[cfg(not(feature = "qcow2"))]
-pub fn roll_back(_name: &str, out: &mut dyn Write) -> fmt::Result {
-    writeln!(out, "qcow2 images were left out of this payload")
+pub fn roll_back(_name: &str) -> Answer {
+    Box::pin(ready("qcow2 images were left out of this payload\n".into()))
 }
 
 /// Takes the images of the guest of this name that stand on a base back to it.
 #[cfg(feature = "qcow2")]
-pub fn roll_back(name: &str, out: &mut dyn Write) -> fmt::Result {
-    let Some(guest) = guest(name) else { return writeln!(out, "`{name}` is no guest with disks") };
-    let mut any = false;
-    for disk in &guest.disks {
-        if disk.config.base.is_none() || disk.config.format != Format::Qcow2 {
-            continue;
+pub fn roll_back(name: &str) -> Answer {
+    let Some(guest) = guest(name) else { return no_guest(name) };
+    Box::pin(async move {
+        let mut text = String::new();
+        for disk in &guest.disks {
+            if disk.config.base.is_none() || disk.config.format != Format::Qcow2 {
+                continue;
+            }
+            text += &match disk.roll_back(&guest.name).await {
+                Ok(()) => format!("{} is as its base again\n", disk.config.name),
+                Err(error) => error + "\n",
+            };
         }
-        any = true;
-        match block_on(disk.roll_back(name)) {
-            Ok(()) => writeln!(out, "{} is as its base again", disk.config.name)?,
-            Err(error) => writeln!(out, "{error}")?,
-        }
-    }
-    if any { Ok(()) } else { writeln!(out, "`{name}` has no qcow2 image with a base") }
+        if text.is_empty() { format!("`{}` has no qcow2 image with a base\n", guest.name) } else { text }
+    })
 }
