@@ -42,8 +42,7 @@ use xtask::suite::{Case, Selection, run_cases};
 fn cases(selection: &Selection) -> Vec<Case<Lab>> {
     let mut cases = vec![
         Case::new("emulator/memtest86+", other_guests::memtest),
-        // Beside other tests the guest that starts again has crashed with the host's state for its own; why is not known.
-        Case::new("emulator/six-guests", six_guests::six_guests).long(),
+        Case::new("emulator/six-guests", six_guests::six_guests),
         Case::new("emulator/shares/sixteen-cpus", shares::sixteen_cpus),
         Case::new("emulator/shares/admission", shares::admission),
         Case::new("emulator/quiet-dmesg", quiet::dmesg_is_as_on_bare_hardware),

@@ -7,6 +7,7 @@ pub mod command;
 pub mod cpio;
 pub mod debian_disk;
 pub mod error;
+pub mod fault;
 pub mod figures;
 pub mod guests;
 pub mod kvm;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::bochs;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::qemu::{self, Monitor};
 use crate::serial::{Lines, Serial, Wait, pattern};
 
@@ -408,6 +409,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        fault::look(&self.transcript());
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -31,7 +31,7 @@ mod feature {
 #[derive(Clone, Copy)]
 pub struct SvmFeatures {
     bits: u32,
-    repeats_injection: bool,
+    tcg: bool,
 }
 
 impl SvmFeatures {
@@ -51,10 +51,10 @@ impl SvmFeatures {
     pub fn pause_filter_threshold(self) -> bool {
         self.bits & feature::PAUSE_FILTER_THRESHOLD != 0
     }
-    /// An interrupt injected as an event may be delivered twice: QEMU's own emulation (seen in 7.2) does so when it
-    /// is asked to look around before the guest's next exit.
-    pub fn repeats_injection(self) -> bool {
-        self.repeats_injection
+    /// The CPU is QEMU's own emulation, whose AMD-V has faults of its own: an interrupt injected as an event may be
+    /// delivered twice, and one CPU may undo what another has just done to its state (docs/decisions, 9 and 10).
+    pub fn is_tcg(self) -> bool {
+        self.tcg
     }
     /// VMRUN switches SPEC_CTRL.
     pub fn virtual_spec_ctrl(self) -> bool {
@@ -91,7 +91,7 @@ impl Core {
         }
         let core = Self {
             features,
-            svm: SvmFeatures { bits: leaf.edx, repeats_injection: runs_on_tcg() },
+            svm: SvmFeatures { bits: leaf.edx, tcg: runs_on_tcg() },
             permissions: Arc::from(PermissionMaps::new(&features)),
             host: Vmcb::zeroed(),
             save_area: Vmcb::zeroed(),
