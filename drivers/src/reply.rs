@@ -63,28 +63,19 @@ impl Future for Pending {
 mod tests {
     use super::*;
     use core::pin::pin;
-    use core::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
-
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    use storage::testing::Bell;
 
     #[test]
     fn who_waits_is_woken_once_answered() {
         let (answer, pending) = pair();
-        let count = Arc::new(Count(AtomicUsize::new(0)));
-        let waker = Waker::from(Arc::clone(&count));
+        let bell = Arc::new(Bell::default());
+        let waker = Waker::from(Arc::clone(&bell));
         let mut context = Context::from_waker(&waker);
         let mut pending = pin!(pending);
         assert_eq!(pending.as_mut().poll(&mut context), Poll::Pending);
         assert_eq!(pending.as_mut().poll(&mut context), Poll::Pending);
         answer.give(Err(BlockError::Failed));
-        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert_eq!(bell.rings(), 1);
         assert_eq!(pending.as_mut().poll(&mut context), Poll::Ready(Err(BlockError::Failed)));
     }
 

@@ -19,29 +19,20 @@ pub async fn pause() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Bell;
     use core::future::Future;
     use core::pin::pin;
-    use core::sync::atomic::{AtomicUsize, Ordering};
     use core::task::{Context, Waker};
     use std::sync::Arc;
-    use std::task::Wake;
-
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
 
     #[test]
     fn a_pause_lasts_until_the_next_time() {
-        let count = Arc::new(Count(AtomicUsize::new(0)));
-        let waker = Waker::from(Arc::clone(&count));
+        let bell = Arc::new(Bell::default());
+        let waker = Waker::from(Arc::clone(&bell));
         let mut context = Context::from_waker(&waker);
         let mut pause = pin!(pause());
         assert!(pause.as_mut().poll(&mut context).is_pending());
-        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert_eq!(bell.rings(), 1);
         assert!(pause.as_mut().poll(&mut context).is_ready());
     }
 }

@@ -200,28 +200,13 @@ pub(crate) mod testing {
             waker.into_iter().for_each(Waker::wake);
         }
     }
-
-    /// Counts how often it was woken.
-    #[derive(Default)]
-    pub(crate) struct Bell(AtomicU64);
-
-    impl Bell {
-        pub(crate) fn rings(&self) -> u64 {
-            self.0.load(Ordering::SeqCst)
-        }
-    }
-
-    impl Wake for Bell {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::testing::{Bell, Promise};
+    use super::testing::Promise;
     use super::*;
+    use storage::testing::Bell;
 
     fn bell() -> (Arc<Bell>, Waker) {
         let bell = Arc::new(Bell::default());

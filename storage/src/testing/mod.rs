@@ -23,6 +23,7 @@ use crate::block::{BlockDevice, BlockError, Geometry, Reply};
 use crate::buffer::Buffer;
 use core::future::{Future, ready};
 use core::pin::pin;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::{Context, Poll, Waker};
 #[cfg(test)]
 pub use file_system::{Scratch, mke2fs, mkfs_vfat, run};
@@ -32,11 +33,30 @@ pub use image::Image;
 pub use power::{Story, sector};
 use spin::Mutex;
 use std::boxed::Box;
+use std::sync::Arc;
+use std::task::Wake;
 use std::vec::Vec;
 #[cfg(test)]
 pub use tape::{Slow, Tape};
 #[cfg(test)]
 pub use watch::{Reachable, Watch};
+
+/// Counts how often it was woken.
+#[derive(Default)]
+pub struct Bell(AtomicU64);
+
+impl Bell {
+    /// How often.
+    pub fn rings(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
 
 /// A disk in memory, which answers at once.
 pub struct RamDisk {

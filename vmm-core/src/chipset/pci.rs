@@ -387,8 +387,9 @@ mod tests {
     use super::*;
     use crate::chipset::tests::Board;
     use crate::requests::Requests;
-    use crate::requests::testing::{Bell, Promise};
+    use crate::requests::testing::Promise;
     use proptest::prelude::*;
+    use storage::testing::Bell;
 
     /// A function with two BARs that shows where it was reached, and its command register's last write.
     struct Echo {

@@ -4,10 +4,11 @@ use super::*;
 use crate::chipset::tests::{memory, with_memory};
 use crate::chipset::{ApicBus, ApicMessage};
 use crate::memory::{GuestMemory, GuestPhys};
-use crate::requests::testing::{Bell, Promise};
+use crate::requests::testing::Promise;
 use core::cell::RefCell;
 use proptest::prelude::*;
 use std::sync::Mutex;
+use storage::testing::Bell;
 use storage::{BlockError, Buffer, Geometry, Reply};
 
 /// What the disk was asked for.

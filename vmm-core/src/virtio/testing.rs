@@ -6,13 +6,14 @@ use super::queue::{QueueLayout, RingFeatures};
 use crate::chipset::{ApicBus, ApicMessage, Console, Context, PciFunction};
 use crate::cpu::Width;
 use crate::memory::{GuestMemory, GuestPhys, HeapBlock, Region};
-use crate::requests::testing::{Bell, Promise};
+use crate::requests::testing::Promise;
 use crate::time::Instant;
 use alloc::sync::Arc;
 use core::cell::RefCell;
 use core::task::Waker;
 use spin::Mutex;
 use std::collections::{BTreeMap, VecDeque};
+use storage::testing::Bell;
 use storage::{BlockDevice, BlockError, Buffer, Geometry, Reply};
 
 /// Guest memory of `bytes` from zero on.
