@@ -405,6 +405,8 @@ impl Guest {
                 let cpuid = CpuidView::compose(&CpuidInstruction, &cpuid_config, index);
                 let mut cpu = core.new_virtual_cpu(Arc::clone(&tables));
                 cpu.set_tsc_offset(tsc.wrapping_neg());
+                // On cores of its own there is nobody to make room for.
+                cpu.set_pause_exits(!guest.config.share.dedicated);
                 cpu.load(&state);
                 Vcpu::new(Arc::clone(&guest), index, cpu, cpuid)
             })

@@ -129,6 +129,9 @@ pub trait VirtualCpu: CpuView + Send {
     fn set_preemption_timer(&mut self, ticks: u64) {
         let _ = ticks;
     }
+    /// Whether loops of PAUSE end the guest's stay, where the CPU counts them, as they do at first: its core is wanted by
+    /// others. Holds from the next [`Self::load`] on.
+    fn set_pause_exits(&mut self, wanted: bool);
     /// What is added to the host's time-stamp counter for this guest.
     fn set_tsc_offset(&mut self, offset: u64);
 }

@@ -56,6 +56,7 @@ pub struct Vcpu {
     identity: u64,
     asid: Tag,
     spec_ctrl: u64,
+    pause_exits: bool,
     nmi_blocking: NmiBlocking,
     /// While a single instruction of the guest's is run, behind which an NMI waits.
     step: Option<Step>,
@@ -78,6 +79,7 @@ impl Vcpu {
             identity: IDENTITIES.fetch_add(1, Ordering::Relaxed),
             asid: Tag::default(),
             spec_ctrl: 0,
+            pause_exits: true,
             nmi_blocking: NmiBlocking::None,
             step: None,
             host: None,
@@ -123,7 +125,7 @@ impl Vcpu {
             | intercept2::MWAIT_ARMED
             | intercept2::XSETBV
             | intercept2::RDPRU;
-        if self.svm.pause_filter() {
+        if self.pause_exits && self.svm.pause_filter() {
             vmcb.intercept1 |= intercept1::PAUSE;
             (vmcb.pause_filter_count, vmcb.pause_filter_threshold) = PAUSE_LOOP;
             if !self.svm.pause_filter_threshold() {
@@ -626,6 +628,10 @@ impl VirtualCpu for Vcpu {
 
     fn set_xcr0(&mut self, value: u64) {
         self.context.set_xcr0(value);
+    }
+
+    fn set_pause_exits(&mut self, wanted: bool) {
+        self.pause_exits = wanted;
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {

@@ -177,9 +177,11 @@ impl Controls {
         })
     }
 
-    /// The secondary controls for a guest whose local APIC is lent to the CPU, or not.
-    pub const fn secondary_with(&self, lent: Option<ApicAccess>) -> u32 {
-        self.secondary
+    /// The secondary controls for a guest whose local APIC is lent to the CPU, or not, and whose loops of PAUSE end its
+    /// stay, where they can, or not.
+    pub const fn secondary_with(&self, lent: Option<ApicAccess>, pause_exits: bool) -> u32 {
+        let left_out = if pause_exits { 0 } else { secondary::PAUSE_LOOP_EXITING };
+        self.secondary & !left_out
             | match lent {
                 None => 0,
                 Some(ApicAccess::Memory) => LENT | secondary::VIRTUALIZE_APIC_ACCESSES,
@@ -306,9 +308,10 @@ mod tests {
         let controls = Controls::choose(&generous()).unwrap();
         assert!(controls.lends_apics);
         assert_eq!(controls.secondary & LOCAL_APIC, 0, "the guest's own mode decides");
-        assert_eq!(controls.secondary_with(None), controls.secondary);
-        assert_eq!(controls.secondary_with(Some(ApicAccess::Memory)) & LOCAL_APIC, 0x301);
-        assert_eq!(controls.secondary_with(Some(ApicAccess::Msrs)) & LOCAL_APIC, 0x310);
+        assert_eq!(controls.secondary_with(None, true), controls.secondary);
+        assert_eq!(controls.secondary_with(None, false), controls.secondary & !(1 << 10));
+        assert_eq!(controls.secondary_with(Some(ApicAccess::Memory), true) & LOCAL_APIC, 0x301);
+        assert_eq!(controls.secondary_with(Some(ApicAccess::Msrs), true) & LOCAL_APIC, 0x310);
         for missing in [1, 1 << 4, 1 << 8, 1 << 9] {
             let mut less = generous();
             less.secondary.possible &= !missing;

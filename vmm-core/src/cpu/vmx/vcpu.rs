@@ -97,6 +97,7 @@ pub struct Vcpu {
     pat: u64,
     spec_ctrl: u64,
     tsc_offset: u64,
+    pause_exits: bool,
     exit_reason: u16,
     injection: Option<Injection>,
     /// The priority class of the interrupt that waits for a window.
@@ -143,6 +144,7 @@ impl Vcpu {
             pat: 0,
             spec_ctrl: 0,
             tsc_offset: 0,
+            pause_exits: true,
             exit_reason: 0,
             injection: None,
             waiting_class: None,
@@ -182,7 +184,10 @@ impl Vcpu {
             _ => &self.shared.msr_bitmap,
         };
         [
-            (field::SECONDARY_CONTROLS, u64::from(self.shared.controls.secondary_with(access))),
+            (
+                field::SECONDARY_CONTROLS,
+                u64::from(self.shared.controls.secondary_with(access, self.pause_exits)),
+            ),
             (field::EPT_POINTER, if access == Some(ApicAccess::Memory) { trapping } else { plain }),
             (field::MSR_BITMAP, bitmap.address().get()),
         ]
@@ -1007,6 +1012,10 @@ impl VirtualCpu for Vcpu {
 
     fn set_xcr0(&mut self, value: u64) {
         self.context.set_xcr0(value);
+    }
+
+    fn set_pause_exits(&mut self, wanted: bool) {
+        self.pause_exits = wanted;
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {
