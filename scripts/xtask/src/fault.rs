@@ -11,9 +11,15 @@ thread_local! {
     static SEEN: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Whether a machine has said it.
+#[must_use]
+pub fn is_in(transcript: &str) -> bool {
+    transcript.contains(SENTENCE)
+}
+
 /// Looks for it in what a machine of this thread's has said.
 pub fn look(transcript: &str) {
-    if transcript.contains(SENTENCE) {
+    if is_in(transcript) {
         SEEN.set(true);
     }
 }

@@ -303,10 +303,20 @@ impl Machine {
     }
 
     fn expect_of(&mut self, lines: Lines, regex: &str, timeout: Duration) -> Result<String> {
-        match self.serial.wait(&pattern(regex)?, lines, timeout) {
-            Wait::Matched(line) => Ok(line),
-            Wait::TimedOut => Err(self.unseen(regex, &format!("in {} s", timeout.as_secs()))),
-            Wait::Closed => Err(self.unseen(regex, "before the machine ended")),
+        /// How often the console is searched for the one fault after which waiting is in vain.
+        const LOOK: Duration = Duration::from_secs(10);
+        let (wanted, deadline) = (pattern(regex)?, Instant::now() + timeout);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.serial.wait(&wanted, lines, left.min(LOOK)) {
+                Wait::Matched(line) => return Ok(line),
+                Wait::Closed => return Err(self.unseen(regex, "before the machine ended")),
+                Wait::TimedOut if fault::is_in(&self.transcript()) => {
+                    return Err(self.unseen(regex, "before the emulator was at fault"));
+                }
+                Wait::TimedOut if left > LOOK => {}
+                Wait::TimedOut => return Err(self.unseen(regex, &format!("in {} s", timeout.as_secs()))),
+            }
         }
     }
 
