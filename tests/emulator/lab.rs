@@ -67,13 +67,10 @@ impl Lab {
         read(&guests::cloud_kernel(&self.project)?)
     }
 
-    /// The example guest's initramfs with these modules of its kernel, which are named below `kernel/drivers`, in
-    /// `/lib`.
+    /// The example guest's initramfs with these modules of its kernel, which are named below `kernel`, in `/lib`.
     pub fn initramfs_with(&self, modules: &[&str]) -> Result<Vec<u8>> {
         let kernel = guests::cloud_kernel(&self.project)?;
-        let modules: Vec<String> = modules.iter().map(|module| format!("drivers/{module}")).collect();
-        let modules: Vec<&str> = modules.iter().map(String::as_str).collect();
-        guests::initramfs_with(&self.project, &kernel, &modules, &[])
+        guests::initramfs_with(&self.project, &kernel, modules, &[])
     }
 
     /// A ROM for an emulator with this manifest, and none of the files that it names, for one test to fill.

@@ -235,8 +235,10 @@ pub fn watchdog(lab: &Lab) -> Result<Outcome> {
     variant.cbfs.remove(RAMDISK)?;
     variant.cbfs.add(
         RAMDISK,
-        &variant
-            .write("initramfs", &lab.initramfs_with(&["watchdog/watchdog.ko", "watchdog/wdat_wdt.ko"])?)?,
+        &variant.write(
+            "initramfs",
+            &lab.initramfs_with(&["drivers/watchdog/watchdog.ko", "drivers/watchdog/wdat_wdt.ko"])?,
+        )?,
     )?;
     variant.manifest(&manifest(&[Guest { properties: "watchdog; on-crash = \"restart\";", ..good() }]))?;
     let mut machine = variant.boot()?;

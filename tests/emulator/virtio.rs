@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use xtask::error::{Error, Result};
+use xtask::guests::VIRTIO_MODULES;
 use xtask::machine::{Bus, Disk, Emulator, Machine, Spec};
 use xtask::suite::{Case, Outcome};
 
@@ -11,18 +12,10 @@ use crate::console::{ANSWER, BOOT, PROMPT, command, says, wait_for_shell};
 use crate::lab::Lab;
 use crate::manifest::{Guest, good, manifest};
 
-/// Debian's modules for all of them but the console, in the order in which they go in.
-const MODULES: [&str; 7] = [
-    "virtio/virtio_ring.ko",
-    "virtio/virtio.ko",
-    "virtio/virtio_pci_modern_dev.ko",
-    "virtio/virtio_pci_legacy_dev.ko",
-    "virtio/virtio_pci.ko",
-    "block/virtio_blk.ko",
-    "char/hw_random/virtio-rng.ko",
-];
+/// Debian's module for random numbers, behind those for disks.
+const RANDOM: &str = "drivers/char/hw_random/virtio-rng.ko";
 /// The console's, which takes over what is typed.
-const CONSOLE: &str = "char/virtio_console.ko";
+const CONSOLE: &str = "drivers/char/virtio_console.ko";
 const DISK_BYTES: usize = 128 << 10;
 
 /// How the devices are seen.
@@ -101,7 +94,7 @@ fn boot(lab: &Lab, test: &str, first: &str) -> Result<(Machine, PathBuf)> {
     const RAMDISK: &str = "guests/debian/initramfs";
     let variant = lab.variant(Emulator::Qemu, test)?;
     variant.cbfs.remove(RAMDISK)?;
-    let modules = [&MODULES[..], &[CONSOLE]].concat();
+    let modules = [&VIRTIO_MODULES[..], &[RANDOM, CONSOLE]].concat();
     variant.cbfs.add(RAMDISK, &variant.write("initramfs", &lab.initramfs_with(&modules)?)?)?;
     let disk = variant.write("disk.img", &bytes())?;
     variant.cbfs.add("guests/disk.img", &disk)?;
@@ -117,7 +110,7 @@ fn boot(lab: &Lab, test: &str, first: &str) -> Result<(Machine, PathBuf)> {
     // Lines that wrap could not be told from answers.
     command(&mut machine, "stty cols 500; dmesg -n 1", ANSWER)?;
     says(&mut machine, &format!("{first} && echo ready"), "ready")?;
-    for module in MODULES {
+    for module in modules.iter().filter(|module| **module != CONSOLE) {
         says(&mut machine, &format!("insmod /lib/{} && echo loaded", name(module)), "loaded")?;
     }
     Ok((machine, disk))

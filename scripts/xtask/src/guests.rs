@@ -88,6 +88,16 @@ pub fn initramfs(project: &Project) -> Result<PathBuf> {
     Ok(packed)
 }
 
+/// The modules of [`cloud_kernel`] for disks on virtio, in the order in which they go in.
+pub const VIRTIO_MODULES: [&str; 6] = [
+    "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
+    "drivers/virtio/virtio_pci_modern_dev.ko",
+    "drivers/virtio/virtio_pci_legacy_dev.ko",
+    "drivers/virtio/virtio_pci.ko",
+    "drivers/block/virtio_blk.ko",
+];
+
 /// The example's initramfs, uncompressed files in front of it: Debian's modules, by their paths among those of this
 /// kernel of [`cloud_kernel`] or [`full_kernel`], in `/lib`, and programs in `/bin`.
 ///

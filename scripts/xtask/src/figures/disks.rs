@@ -26,15 +26,6 @@ const DISK_BYTES: u64 = 64 * MIB;
 /// something else.
 const TIMES: u64 = 3;
 
-/// Debian's virtio drivers, for the kernel for virtual machines.
-const VIRTIO_MODULES: [&str; 6] = [
-    "drivers/virtio/virtio_ring.ko",
-    "drivers/virtio/virtio.ko",
-    "drivers/virtio/virtio_pci_modern_dev.ko",
-    "drivers/virtio/virtio_pci_legacy_dev.ko",
-    "drivers/virtio/virtio_pci.ko",
-    "drivers/block/virtio_blk.ko",
-];
 /// Debian's AHCI drivers, for the kernel for every machine: the one for virtual machines has none.
 const AHCI_MODULES: [&str; 12] = [
     "lib/crc64.ko",
@@ -401,7 +392,7 @@ fn source(host: Bus) -> &'static str {
 fn bare_machine(project: &Project, place: &Place, disk: Disk) -> Result<Spec> {
     let (kernel, modules) = match place.host {
         Bus::Ahci | Bus::Ata => (guests::full_kernel(project)?, &AHCI_MODULES[..]),
-        Bus::Virtio | Bus::Nvme => (guests::cloud_kernel(project)?, &VIRTIO_MODULES[..]),
+        Bus::Virtio | Bus::Nvme => (guests::cloud_kernel(project)?, &guests::VIRTIO_MODULES[..]),
     };
     let initramfs = initramfs(project, &kernel, modules, device(None, place.host))?;
     let bootargs = format!("{FIRST_PROGRAM} {}", device(None, place.host));
@@ -414,7 +405,7 @@ fn rom(project: &Project, name: &str, guests: &[Guest]) -> Result<Firmware> {
     let (manifest_file, rom) = (dir.join(name).with_extension("dts"), dir.join(name).with_extension("rom"));
     fs::write(&manifest_file, manifest(guests)).map_err(|e| Error::file("write", &manifest_file, &e))?;
     let kernel = guests::cloud_kernel(project)?;
-    let initramfs = initramfs(project, &kernel, &VIRTIO_MODULES, "guest")?;
+    let initramfs = initramfs(project, &kernel, &guests::VIRTIO_MODULES, "guest")?;
     let files = vec![(RAMDISK.to_owned(), initramfs)];
     let board = Emulator::Qemu.board();
     Recipe { manifest: Some(manifest_file), files, ..Recipe::example(board) }.refresh(project, &rom)?;
